@@ -1,0 +1,297 @@
+"""The typed roots of train, evaluate, prepare and sample, and the nodes whose keys never vary.
+
+Hydra merges every YAML file and every override into these records, so that an unknown key or a value of the
+wrong type is refused at composition. Groups that stand for a class (backbone, conditioning, objective,
+callback, …) are `Any` here: the YAML file that was chosen is their schema (`runtime.keys` compares). What a
+node can know about its own values is checked in its `__post_init__`; nothing here imports torch.
+
+The records are not frozen, because OmegaConf would then refuse every override of theirs.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+TASKS = ("convert", "latents", "embeddings", "label", "graphs", "filter", "stats", "check")
+
+
+def _choose(setting: str, value: str, choices: Sequence[str]) -> None:
+    """Refuses a value that is none of the choices."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(value, choices, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{setting}={value}: no such choice{guess} (have: {', '.join(choices)})")
+
+
+def _at_least(node: str, record: Any, **least: float) -> None:
+    """Refuses numbers below their least value; None passes."""
+    for name, bound in least.items():
+        value = getattr(record, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{node}{name}={value}: must be at least {bound:g}")
+
+
+def _fraction(node: str, record: Any, *names: str) -> None:
+    """Refuses numbers outside [0, 1]."""
+    for name in names:
+        value = getattr(record, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{node}{name}={value}: must lie between 0 and 1")
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Where and for how long a run trains.
+
+    `batch_size` at the root is the global one: a rank takes batch_size / (ranks * accumulate) at once.
+    """
+
+    accelerator: str = "cpu"  # cpu, gpu, auto
+    devices: Any = 1  # a number, a list of indices, or "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"  # Lightning's name: auto, ddp, fsdp, …
+    precision: str = "32-true"
+    max_steps: int = 200  # optimizer steps
+    accumulate: int = 1  # micro-batches to an optimizer step
+    gradient_clip: float | None = 1.0  # largest norm of the gradient; null: none
+    channels_last: bool = False
+    compile: bool = False
+    matmul: str = "high"  # float32 matrix products: highest, high (TF32 where there is one), medium
+    deterministic: bool = False
+    log_every: int = 10  # all of these in optimizer steps
+    save_every: int = 100
+    validate_every: int = 100
+    keep: int = 3  # checkpoints kept, the newest
+    max_nonfinite: int = 0  # batches with a non-finite loss that are left out before the run stops
+
+    def __post_init__(self) -> None:
+        """Refuses values that no run can have."""
+        _choose("trainer.accelerator", self.accelerator, ("cpu", "gpu", "auto"))
+        _choose("trainer.precision", self.precision, PRECISIONS)
+        _choose("trainer.matmul", self.matmul, ("highest", "high", "medium"))
+        _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, gradient_clip=0, keep=1)
+        _at_least("trainer.", self, log_every=1, save_every=1, validate_every=1, max_nonfinite=0)
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    """The optimizer's class and the schedule of its learning rate."""
+
+    _target_: str = "torch.optim.AdamW"
+    learning_rate: float = 1e-4  # at the end of the warm-up
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0  # linear from 0
+    schedule: str = "constant"  # constant, cosine, linear: from the warm-up's end to trainer.max_steps
+    final_fraction: float = 0.0  # of learning_rate, reached at trainer.max_steps by cosine and linear
+
+    def __post_init__(self) -> None:
+        """Refuses values that no optimizer can have."""
+        _choose("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        _at_least("optimizer.", self, learning_rate=0, eps=0, weight_decay=0, warmup_steps=0)
+        _fraction("optimizer.", self, "final_fraction")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)}: must be two numbers in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class Drops:
+    """Joint rates at which a sample keeps its conditions in training; they sum to 1.
+
+    One draw per sample decides caption and scene together, so that each kind of guidance has a known rate.
+    """
+
+    keep: float = 0.8  # caption and scene
+    scene_only: float = 0.1
+    caption_only: float = 0.05
+    none: float = 0.05
+    dropped_caption: str = "empty"  # empty: the text ""; zeros: zero tokens; the pooled vector goes with it
+
+    def __post_init__(self) -> None:
+        """Refuses rates that are no distribution."""
+        _choose("drops.dropped_caption", self.dropped_caption, ("empty", "zeros"))
+        names = ("keep", "scene_only", "caption_only", "none")
+        _fraction("drops.", self, *names)
+        total = sum(getattr(self, name) for name in names)
+        if abs(total - 1) > 1e-6:
+            rates = " + ".join(f"{name} {getattr(self, name):g}" for name in names)
+            raise ValueError(f"drops: the rates must sum to 1, got {rates} = {total:g}")
+
+
+@dataclass(kw_only=True)
+class Ema:
+    """The moving average of the adapters' weights."""
+
+    enabled: bool = True
+    decay: float = 0.999
+    warmup: bool = True  # decay min(decay, (1 + step) / (10 + step)) in the first steps
+
+    def __post_init__(self) -> None:
+        """Refuses values that average nothing."""
+        _fraction("ema.", self, "decay")
+
+
+@dataclass(kw_only=True)
+class Sampler:
+    """How pictures are drawn from a trained model."""
+
+    _target_: str = MISSING
+    scheduler: Any = MISSING  # builds a diffusers scheduler from the backbone's config
+    steps: int = 50
+    guidance: float = 5.0  # classifier-free guidance; 1: none
+    grounding_fraction: float = 1.0  # share of the steps, from the noisy end, that see the scene (GLIGEN's beta)
+    negative_prompt: str = ""  # caption of the unguided half
+
+    def __post_init__(self) -> None:
+        """Refuses values that no sampler can have."""
+        _at_least("sampler.", self, steps=1, guidance=0)
+        _fraction("sampler.", self, "grounding_fraction")
+
+
+@dataclass(kw_only=True)
+class DataCommon:
+    """What every `data/*.yaml` has; a file may add keys of its own beside these."""
+
+    shards: str = MISSING  # folder of Scene shards
+    workers: int = 0  # loader processes on a rank
+    window: int = 8  # shards within which samples are permuted
+    flip: bool = False  # mirror half of the samples
+
+    def __post_init__(self) -> None:
+        """Refuses values that no loader can have."""
+        _at_least("data.", self, workers=0, window=1)
+
+
+@dataclass(kw_only=True)
+class Paths:
+    """Where files go; every other path is made from these."""
+
+    data: str = "data"
+    runs: str = "runs"
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Root of `train.py`."""
+
+    name: str = MISSING
+    run: str = "${paths.runs}/${name}"
+    seed: int = 0
+    batch_size: int = 64  # global: over all ranks and accumulated micro-batches
+    plan: bool = False  # true: say what would be trained, and stop
+    backbone: Any = MISSING
+    conditioning: dict[str, Any] = field(default_factory=dict)
+    data: Any = MISSING
+    objective: Any = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    sampler: Sampler = field(default_factory=Sampler)
+    trainer: Trainer = field(default_factory=Trainer)
+    drops: Drops = field(default_factory=Drops)
+    ema: Ema = field(default_factory=Ema)
+    logger: dict[str, Any] = field(default_factory=dict)
+    callback: dict[str, Any] = field(default_factory=dict)
+    paths: Paths = field(default_factory=Paths)
+
+    def __post_init__(self) -> None:
+        """Refuses values that no run can have."""
+        _at_least("", self, batch_size=1, seed=0)
+
+
+def _as_run() -> Any:
+    """A key that a run owns: null means "as the run"; an override may name any key that the run has below."""
+    return field(default=None, metadata={"as_run": True})
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Root of `evaluate.py`."""
+
+    run: str = MISSING
+    protocol: Any = MISSING
+    metric: dict[str, Any] = field(default_factory=dict)
+    images: str | None = None  # folder of pictures to score, or "real"; null: generate
+    out: str | None = None  # folder of the report; null: inside the run
+    checkpoint: str | None = None  # null: the newest of the run
+    paths: Paths = field(default_factory=Paths)
+    seed: int | None = _as_run()
+    batch_size: int | None = _as_run()
+    backbone: Any = _as_run()
+    conditioning: Any = _as_run()
+    data: Any = _as_run()
+    objective: Any = _as_run()
+    sampler: Any = _as_run()
+    trainer: Any = _as_run()
+    drops: Any = _as_run()
+    ema: Any = _as_run()
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """Root of `sample.py`."""
+
+    run: str | None = None
+    weights: str | None = None  # an adapter file, with or instead of a run's newest checkpoint
+    scene: str = MISSING  # a scene file
+    out: str = "sample.png"
+    seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
+    boxes: bool = True  # draw the layout beside the pictures
+    paths: Paths = field(default_factory=Paths)
+    backbone: Any = _as_run()
+    conditioning: Any = _as_run()
+    sampler: Any = _as_run()
+    trainer: Any = _as_run()
+
+    def __post_init__(self) -> None:
+        """Refuses values that no picture can have."""
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds={list(self.seeds)}: must be one or more numbers from 0 up, such as seeds=[0,1]"
+            )
+
+
+@dataclass(kw_only=True)
+class Prepare:
+    """Root of `prepare.py`."""
+
+    task: str = "convert"
+    source: Any = None
+    shards: str | None = None  # folder of shards that a task other than convert reads
+    out: str = MISSING
+    shard_size: int = 1000  # samples to a shard
+    count: int | None = None  # samples taken; null: all
+    seed: int = 0
+    paths: Paths = field(default_factory=Paths)
+
+    def __post_init__(self) -> None:
+        """Refuses values that no task can have."""
+        _choose("task", self.task, TASKS)
+        _at_least("", self, shard_size=1, count=1, seed=0)
+        if self.task == "convert" and self.source is None:
+            raise ValueError(
+                "source: task=convert reads a source; name one with source=NAME, such as source=shapes"
+            )
+        if self.task != "convert" and self.shards is None:
+            raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
+
+
+ROOTS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "prepare": Prepare, "sample": Sample}
+
+
+def as_run_keys(root: type | None) -> tuple[str, ...]:
+    """Keys of a root that are null for "as the run"; none for anything else."""
+    if root is None or root not in ROOTS.values():
+        return ()
+    return tuple(entry.name for entry in fields(root) if entry.metadata.get("as_run"))
+
+
+def register() -> None:
+    """Stores each root as `<config>_schema`, the first entry of that config's defaults list."""
+    for name, root in ROOTS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=root)

@@ -1,0 +1,63 @@
+"""The batch that training, validation and models share, and how it is put together and moved."""
+
+from collections.abc import Sequence
+
+import torch
+
+from datamodules.transforms import Sample
+from scenes.scene import SceneBatch
+
+
+class Batch:
+    """B samples.
+
+    Not a dataclass on purpose: Lightning rewrites the tensors of dataclasses when a precision such as
+    `bf16-true` is set, and boxes, size ids and pictures must stay float32. For the same reason `self.log(...,
+    on_epoch=True)` needs `batch_size=len(batch)`.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1].
+        scenes: The B scenes, in the frames of the pictures.
+        positions: (B,) int64, where the samples stand in the stream of samples (validation: in the held-out
+            shards); random numbers of a step are drawn from (seed, position).
+        dropped: Objects of these scenes that the crop to the resolution left too little of.
+    """
+
+    def __init__(
+        self, images: torch.Tensor, *, scenes: SceneBatch, positions: torch.Tensor, dropped: int = 0
+    ) -> None:
+        self.images = images
+        self.scenes = scenes
+        self.positions = positions
+        self.dropped = dropped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            scenes=self.scenes.to(device),
+            positions=self.positions.to(device, non_blocking=True),
+            dropped=self.dropped,
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch with its large tensors in page-locked memory; the data loader calls it."""
+        return Batch(
+            self.images.pin_memory(),
+            scenes=self.scenes,
+            positions=self.positions.pin_memory(),
+            dropped=self.dropped,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put samples together to a batch."""
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        scenes=SceneBatch([sample.scene for sample in samples]),
+        positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
+        dropped=sum(sample.dropped for sample in samples),
+    )

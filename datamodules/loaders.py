@@ -1,0 +1,89 @@
+"""Loaders of batches by position: which positions come is a plan, what is at a position a dataset.
+
+The order comes from `order.py`; worker processes only fetch, so their number changes nothing. The plan of a
+run belongs to `scene_datamodule.py`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batch import Batch, collate
+from datamodules.order import SampleOrder
+from datamodules.shards import ShardSet
+from datamodules.transforms import Sample, SceneTransform
+
+
+class PositionDataset(Dataset[Sample]):
+    """Samples by position.
+
+    Args:
+        shards: Where they are stored.
+        transform: What is made of them.
+        order: Which one is at a position; without it they come as they are stored.
+    """
+
+    def __init__(
+        self, shards: ShardSet, transform: SceneTransform, *, order: SampleOrder | None = None
+    ) -> None:
+        self._shards = shards
+        self._transform = transform
+        self._order = order
+
+    def __getitem__(self, position: int) -> Sample:
+        record = self._shards[position] if self._order is None else self._shards.read(*self._order[position])
+        return self._transform(record, position)
+
+
+class PositionLoader:
+    """An iterable of batches whose positions are asked for when the first batch is.
+
+    That late because Lightning makes loaders and their iterators before it restores a checkpoint if anything
+    asks for `estimated_stepping_batches`, and a torch DataLoader starts its workers at once. `state_dict` and
+    `load_state_dict` tell Lightning that the loader can resume; there is nothing to keep, since the plan
+    follows from the step.
+
+    Args:
+        dataset: Samples by position.
+        plan: Gives the positions of each batch, from the next one on.
+        length: Batches of the whole run, those included that a resumed run has behind it: Lightning counts
+            them too.
+        workers: Processes that fetch; 0 fetches in this one.
+        pin_memory: Whether batches are put into page-locked memory, for a faster way to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: PositionDataset,
+        plan: Callable[[], Iterable[Sequence[int]]],
+        *,
+        length: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self._dataset = dataset
+        self._plan = plan
+        self._length = length
+        self._workers = workers
+        self._pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from DataLoader(
+            self._dataset,
+            batch_sampler=self._plan(),
+            collate_fn=collate,
+            num_workers=self._workers,
+            pin_memory=self._pin_memory,
+            generator=torch.Generator(),  # of its own: the loader would draw from the global one
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing: the plan follows from the trainer's step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Nothing to restore."""

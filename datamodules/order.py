@@ -1,0 +1,220 @@
+"""Which sample comes when: their order and the cut of a global batch over accumulation and ranks.
+
+Everything here is arithmetic on (seed, position), numpy only: nothing is read, counted up or remembered but
+for speed, so that a run can be killed anywhere and go on with the same samples, on another number of ranks
+too. What a sample holds is in ``shards.py``; loaders are in ``loaders.py``.
+
+Legend: N samples of one epoch; B global batch size; A accumulation steps; R ranks.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_SHARDS, _SAMPLES, _FLIPS = range(3)  # what a draw is for; each has its own stream of random numbers
+_COINS = 4096  # drawn together
+_REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
+
+
+def _keys(seed: int, stream: int, *where: int, count: int) -> np.ndarray:
+    """`count` random uint64 of (seed, stream, where).
+
+    Raw words of the bit generator, because numpy keeps those the same for ever but not what it makes of them
+    (`Generator.permutation` may change with its version).
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(stream, *where))
+    return np.random.Philox(sequence).random_raw(count)
+
+
+def _permutation(seed: int, stream: int, *where: int, count: int) -> np.ndarray:
+    """A permutation of range(count), int64."""
+    return np.argsort(_keys(seed, stream, *where, count=count), kind="stable")
+
+
+def flips(seed: int, position: int) -> bool:
+    """Whether the sample at a position is mirrored: a fair coin of (seed, position)."""
+    block, place = divmod(position, _COINS)
+    return bool(_coins(seed, block)[place])
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _coins(seed: int, block: int) -> np.ndarray:
+    """The coins of a block of positions, (_COINS,) uint8: drawn one by one they cost more than a picture."""
+    words = _keys(seed, _FLIPS, block, count=_COINS // 64)
+    return np.unpackbits(words.astype("<u8").view(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The order of shards in an epoch and where its windows lie."""
+
+    number: int
+    shards: np.ndarray  # (S,) int64, shard numbers in their order
+    starts: np.ndarray  # (W + 1,) int64, first index of each window in the epoch; the last is N
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """The order of samples in a window; number is (epoch, window)."""
+
+    number: tuple[int, int]
+    shards: np.ndarray  # (K,) int64
+    rows: np.ndarray  # (K,) int64, row in its shard
+
+
+class SampleOrder:
+    """An endless stream of samples of which N positions from each multiple of N on are an epoch.
+
+    Position p is index p % N of epoch p // N. In an epoch the shards are permuted, then the samples within
+    windows of `window` consecutive shards of that order, so that few shards are in use at a time.
+    `order[position]` is (shard, row). Only the windows in use are drawn: it takes memory and time of a
+    window, not of N. Safe with threads, processes and pickle.
+
+    Args:
+        shard_sizes: Samples of each shard.
+        seed: Seed of the order, 0 or more.
+        window: Shards that are shuffled together.
+
+    Raises:
+        ValueError: A shard is empty, there is none, or `seed` or `window` is out of range.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], *, seed: int, window: int) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        if self.shard_sizes.ndim != 1 or self.shard_sizes.size == 0 or self.shard_sizes.min() < 1:
+            raise ValueError(
+                "shard_sizes: there must be a shard, and a sample at least in each; make the shards again"
+            )
+        if seed < 0:
+            raise ValueError(f"seed={seed}: a seed is 0 or more; choose another")
+        if window < 1:
+            raise ValueError(
+                f"window={window}: give the number of shards that are shuffled together, 1 or more"
+            )
+        self.seed = seed
+        self.window = window
+        self.samples = int(self.shard_sizes.sum())
+        self._offsets = np.cumsum(self.shard_sizes) - self.shard_sizes
+        self._epochs: tuple[_Epoch, ...] = ()
+        self._windows: tuple[_Window, ...] = ()
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(shard, row) of the sample at a position, 0 or more."""
+        window, place = self._locate(position)
+        return int(window.shards[place]), int(window.rows[place])
+
+    def sample_at(self, position: int) -> int:
+        """Number of the sample at a position, in 0..N-1, counted through the shards as they are stored."""
+        shard, row = self[position]
+        return int(self._offsets[shard]) + row
+
+    def _locate(self, position: int) -> tuple[_Window, int]:
+        if position < 0:
+            raise IndexError(f"position {position}: positions start at 0")
+        number, index = divmod(int(position), self.samples)
+        epoch = self._epoch(number)
+        window = int(np.searchsorted(epoch.starts, index, side="right")) - 1
+        return self._window(epoch, window), index - int(epoch.starts[window])
+
+    def _epoch(self, number: int) -> _Epoch:
+        for epoch in self._epochs:
+            if epoch.number == number:
+                return epoch
+        shards = _permutation(self.seed, _SHARDS, number, count=self.shard_sizes.size)
+        sizes = np.add.reduceat(self.shard_sizes[shards], np.arange(0, shards.size, self.window))
+        epoch = _Epoch(number=number, shards=shards, starts=np.concatenate([[0], np.cumsum(sizes)]))
+        # A new tuple each time, so that threads never see a half-changed memory.
+        self._epochs = (epoch, *self._epochs[: _REMEMBERED - 1])
+        return epoch
+
+    def _window(self, epoch: _Epoch, window: int) -> _Window:
+        number = (epoch.number, window)
+        for known in self._windows:
+            if known.number == number:
+                return known
+        members = epoch.shards[window * self.window : (window + 1) * self.window]
+        sizes = self.shard_sizes[members]
+        count = int(sizes.sum())
+        shuffled = _permutation(self.seed, _SAMPLES, *number, count=count)
+        shards = np.repeat(members, sizes)[shuffled]
+        rows = (np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes))[shuffled]
+        made = _Window(number=number, shards=shards, rows=rows)
+        self._windows = (made, *self._windows[: _REMEMBERED - 1])
+        return made
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_epochs": (), "_windows": ()}
+
+
+class GlobalBatches:
+    """The cut of the stream of positions into global batches, accumulation steps and ranks.
+
+    Global batch b is positions b*B .. b*B + B - 1; of it, accumulation step a and rank r take the B / (A R)
+    positions from b*B + a * B/A + r * B/(A R) on. So the samples of an optimizer step are the same whatever A
+    and R are.
+
+    Args:
+        batch_size: Samples of one optimizer step over all ranks and accumulation steps.
+        ranks: Processes that train together.
+        accumulate: Micro-batches of each optimizer step.
+
+    Raises:
+        ValueError: A number is below 1, or batch_size is not a multiple of ranks x accumulate.
+    """
+
+    def __init__(self, batch_size: int, *, ranks: int = 1, accumulate: int = 1) -> None:
+        for name, value in (("batch_size", batch_size), ("ranks", ranks), ("accumulate", accumulate)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be 1 or more")
+        parts = ranks * accumulate
+        if batch_size % parts:
+            nearest = sorted({max(1, batch_size // parts) * parts, (batch_size // parts + 1) * parts})
+            raise ValueError(
+                f"batch_size={batch_size} (the global one) does not divide by "
+                f"ranks={ranks} x accumulate={accumulate}; "
+                f"the nearest that do are {' and '.join(f'batch_size={size}' for size in nearest)}"
+            )
+        self.batch_size = batch_size
+        self.ranks = ranks
+        self.accumulate = accumulate
+        self.per_rank = batch_size // parts
+
+    def positions(self, micro_batch: int, rank: int) -> range:
+        """A rank's share of micro-batch m, which is accumulation step m % A of global batch m // A."""
+        batch, step = divmod(micro_batch, self.accumulate)
+        start = batch * self.batch_size + (step * self.ranks + rank) * self.per_rank
+        return range(start, start + self.per_rank)
+
+
+def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) -> list[range]:
+    """A rank's share of every batch of one pass over held-out samples: over all ranks, each exactly once.
+
+    Batches and shares are cut evenly instead of padded, so that no sample counts twice and every rank has the
+    same number of batches with one sample at least in each.
+
+    Args:
+        samples: Held-out samples, taken in the order in which they are stored.
+        batch_size: Most samples of a batch over all ranks (a share of a single sample may be one more).
+        ranks: Processes that validate together.
+        rank: Which of them.
+
+    Raises:
+        ValueError: There are fewer samples, or fewer in a batch, than ranks.
+    """
+    if batch_size < ranks:
+        raise ValueError(
+            f"validation_batch_size={batch_size} (the global one) is below ranks={ranks}; "
+            f"set validation_batch_size={ranks} or more"
+        )
+    if samples < ranks:
+        raise ValueError(
+            f"validation_shards: {samples} samples for ranks={ranks}; give one sample a rank at least"
+        )
+    # batch_size counts whole shares: floor(batch_size / ranks) of them fill a batch on every rank.
+    batches = -(-samples // (batch_size // ranks * ranks))
+    batches = min(batches, samples // ranks)
+    shares = batches * ranks
+    starts = [share * samples // shares for share in range(shares + 1)]
+    return [range(starts[share], starts[share + 1]) for share in range(rank, shares, ranks)]

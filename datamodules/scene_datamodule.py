@@ -1,0 +1,259 @@
+"""The data of a run for Lightning: shards, their order and the loaders, resumable at any optimizer step.
+
+The order is a pure function of (seed, position) and the position is optimizer step x batch_size, so resuming
+needs nothing but the step. Here it is tied to a Trainer; the arithmetic is in `order.py`, reading in
+`shards.py`.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from datamodules.batch import Batch, collate
+from datamodules.loaders import PositionDataset, PositionLoader
+from datamodules.order import GlobalBatches, SampleOrder, held_out_batches
+from datamodules.shard_index import read_index
+from datamodules.shard_writer import describe
+from datamodules.shards import ShardError, ShardSet, has_shards
+from datamodules.transforms import SceneTransform
+
+__all__ = ["Batch", "SceneDataModule"]
+
+log = logging.getLogger(__name__)
+
+Make = Callable[..., object]
+
+
+class SceneDataModule(pl.LightningDataModule):
+    """Scenes with pictures for training and validation.
+
+    One Lightning epoch is the whole run: the train loader is `max_steps x accumulate` micro-batches long and
+    passes over the data as often as that takes. It needs `Trainer(max_steps=...,
+    use_distributed_sampler=False)`, `accumulate_grad_batches` equal to `accumulate`, and the callback
+    `resume.ResumeWholeSteps` when a run may be stopped within an accumulated step or go on with another
+    `accumulate`.
+
+    Args:
+        shards: Folder of the training shards.
+        resolution: Height and width of the pictures, px.
+        batch_size: Samples of an optimizer step over all ranks and accumulation steps.
+        seed: Seed of the order and of the mirroring.
+        accumulate: Micro-batches of an optimizer step.
+        window: Shards that are shuffled together.
+        workers: Processes that fetch, on each rank.
+        flip: Whether half of the training samples are mirrored.
+        make: Called as `make(out=shards)` when there are no shards in the folder, once on each node.
+        validation_shards: Folder of the held-out shards; without it nothing is validated.
+        validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
+            not given.
+        make_validation: As `make`, for the held-out shards.
+
+    Attributes:
+        dropped_objects: Objects of the batches so far that the crop to the resolution left too little of.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of `accumulate`.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        *,
+        resolution: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        window: int = 8,
+        workers: int = 0,
+        flip: bool = False,
+        make: Make | None = None,
+        validation_shards: str | None = None,
+        validation_batch_size: int | None = None,
+        make_validation: Make | None = None,
+    ) -> None:
+        super().__init__()
+        # Refuses at start-up what no number of ranks would mend.
+        GlobalBatches(batch_size, accumulate=accumulate)
+        self.shards = Path(shards)
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.seed = seed
+        self.window = window
+        self.workers = workers
+        self.validation_shards = None if validation_shards is None else Path(validation_shards)
+        self.validation_batch_size = validation_batch_size or batch_size // accumulate
+        self.dropped_objects = 0
+        self._transform = SceneTransform(resolution=resolution, flip=flip, seed=seed)
+        self._validation_transform = SceneTransform(resolution=resolution)
+        self._make = make
+        self._make_validation = make_validation
+
+    def prepare_data(self) -> None:
+        """Make the shards that are not there, if it was said how."""
+        for path, make in ((self.shards, self._make), (self.validation_shards, self._make_validation)):
+            if path is not None and make is not None and not has_shards(path):
+                _make_once(path, make)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the shards, so that what is wrong with them is said before training starts."""
+        if stage in (None, "fit"):
+            _ = self.training_set
+        if self.validation_shards is not None or stage == "validate":
+            _ = self.validation_set
+        elif self.trainer is not None:
+            # Lightning's own way not to validate: a loader without batches, or none, makes it warn.
+            self.trainer.limit_val_batches = 0
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Say what was lost."""
+        if self.dropped_objects:
+            log.warning(
+                "%d objects went because the centre crop left too little of them", self.dropped_objects
+            )
+
+    @functools.cached_property
+    def training_set(self) -> ShardSet:
+        """The training samples."""
+        _refuse_other_source(self.shards, self._make)
+        return ShardSet(self.shards)
+
+    @functools.cached_property
+    def validation_set(self) -> ShardSet:
+        """The held-out samples."""
+        if self.validation_shards is None:
+            raise ValueError("validation_shards=null: give a folder of held-out shards to validate on")
+        _refuse_other_source(self.validation_shards, self._make_validation)
+        return ShardSet(self.validation_shards)
+
+    def held_out(self, count: int) -> Batch:
+        """The first `count` held-out samples, or all, for pictures and scores during training."""
+        dataset = PositionDataset(self.validation_set, self._validation_transform)
+        return collate([dataset[place] for place in range(min(count, len(self.validation_set)))])
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What every training scene carries, in the words of `sources.base.PROVIDABLE`."""
+        return self.training_set.provides
+
+    def train_dataloader(self) -> PositionLoader:
+        """The micro-batches of this rank from the one that follows the trainer's step on."""
+        trainer = self._attached_trainer()
+        self._check(trainer)
+        batches = GlobalBatches(self.batch_size, ranks=trainer.world_size, accumulate=self.accumulate)
+        length = trainer.max_steps * self.accumulate
+
+        def plan() -> Iterator[range]:
+            first = self._next_micro_batch(trainer)
+            return (batches.positions(number, trainer.global_rank) for number in range(first, length))
+
+        order = SampleOrder(self.training_set.sizes, seed=self.seed, window=self.window)
+        dataset = PositionDataset(self.training_set, self._transform, order=order)
+        return self._loader(dataset, plan, length)
+
+    def val_dataloader(self) -> PositionLoader:
+        """This rank's shares of one pass over the held-out samples."""
+        trainer = self._attached_trainer()
+        batches = held_out_batches(
+            len(self.validation_set),
+            self.validation_batch_size,
+            ranks=trainer.world_size,
+            rank=trainer.global_rank,
+        )
+        dataset = PositionDataset(self.validation_set, self._validation_transform)
+        return self._loader(dataset, lambda: batches, len(batches))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; every batch comes by here once."""
+        self.dropped_objects += batch.dropped
+        return batch.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batch size, and the position that follows the last whole step."""
+        return {
+            "batch_size": self.batch_size,
+            "position": self._attached_trainer().global_step * self.batch_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse what would change the order of samples.
+
+        Raises:
+            ValueError: The checkpoint was made with another batch size.
+        """
+        if state_dict["batch_size"] != self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size}: the checkpoint at position {state_dict['position']} "
+                f"was made with batch_size={state_dict['batch_size']}; set that to resume, or start a new run"
+            )
+
+    def _loader(self, dataset: PositionDataset, plan: Callable[[], Any], length: int) -> PositionLoader:
+        on_gpu = self._attached_trainer().strategy.root_device.type == "cuda"
+        return PositionLoader(dataset, plan, length=length, workers=self.workers, pin_memory=on_gpu)
+
+    def _attached_trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise ValueError(
+                "SceneDataModule: rank and step come from a Trainer; use it through Trainer.fit or validate"
+            )
+        return self.trainer
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        """Refuse settings of the trainer under which positions would not follow from the step."""
+        if trainer.max_steps < 0:
+            raise ValueError(
+                "trainer.max_steps=-1: a run is a number of optimizer steps; set trainer.max_steps"
+            )
+        if trainer.overfit_batches:
+            raise ValueError(
+                f"trainer.overfit_batches={trainer.overfit_batches}: no batch of a stream comes again; "
+                "make shards of a few samples to overfit on"
+            )
+        if trainer.accumulate_grad_batches != self.accumulate:
+            raise ValueError(
+                f"data.accumulate={self.accumulate} and trainer.accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches} differ; set both from one value"
+            )
+
+    def _next_micro_batch(self, trainer: pl.Trainer) -> int:
+        counted = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if counted % self.accumulate:
+            raise ValueError(
+                f"the checkpoint was taken within step {trainer.global_step + 1}, after "
+                f"{counted % self.accumulate} of accumulate={self.accumulate} micro-batches; "
+                "add the callback datamodules.resume.ResumeWholeSteps"
+            )
+        return trainer.global_step * self.accumulate
+
+
+def _make_once(path: Path, make: Make) -> None:
+    try:
+        make(out=path)
+    except ShardError:
+        # Another process of the same start may have been quicker: its shards are as good.
+        if not has_shards(path):
+            raise
+
+
+def _refuse_other_source(path: Path, make: Make | None) -> None:
+    """Refuse shards that `make` would make of another source, as far as it tells its source.
+
+    Raises:
+        ShardError: Name or arguments differ.
+    """
+    source = getattr(make, "keywords", {}).get("source")
+    if source is None:
+        return
+    stored, wanted = read_index(path)["source"], describe(source)
+    if stored == wanted or not stored["arguments"]:
+        return
+    old, new = ({"source": kind["name"], **kind["arguments"]} for kind in (stored, wanted))
+    changed = [f"{name}={old.get(name)} (now {new[name]})" for name in new if old.get(name) != new[name]]
+    raise ShardError(
+        f"shards={path}: the source has changed since they were made, {', '.join(changed)}; "
+        "remove the folder to make them again, or name another"
+    )

@@ -1,0 +1,204 @@
+"""Shards: Scenes and their pictures in tar files of webdataset's form, written once, read at random.
+
+A folder of shards holds `000000.tar`, `000001.tar`, ... and `index.json`; a sample is `<key>.png` or
+`<key>.jpg` beside `<key>.scene.json`. Here are reading by number and checking; `shard_writer.py` writes,
+`shard_index.py` knows the index. In which order samples are read is in `order.py`, what becomes of a picture
+in `transforms.py`.
+"""
+
+import bisect
+import contextlib
+import io
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.shard_index import (
+    INDEX,
+    MAKE_AGAIN,
+    SCENE,
+    ShardEntry,
+    ShardError,
+    Verify,
+    fault_of,
+    has_shards,
+    read_index,
+)
+from datamodules.shard_writer import Progress, write_shards
+from datamodules.tar_members import members
+from scenes.scene import Scene
+
+__all__ = ["Record", "ShardError", "ShardReport", "ShardSet", "check_shards", "has_shards", "write_shards"]
+
+_OPEN_SHARDS = 64  # a data set can have more shards than a process may open files, or want to hold tables of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A sample as stored: the picture is (height, width, 3) uint8 RGB, 0..255, and may be written to."""
+
+    scene: Scene
+    image: np.ndarray
+
+
+class _OpenShard:
+    """An open shard and where its members lie; closed when its last user, of any thread, lets go."""
+
+    def __init__(self, path: Path, entry: ShardEntry, extensions: list[str]) -> None:
+        self.file = os.open(path, os.O_RDONLY)
+        try:
+            self.table = _offsets(self.file, entry, extensions)  # (count, members, 2) int64: offset and size
+        except ValueError as error:
+            raise ShardError(f"shards={path.parent}: {entry.name}: {error}; {MAKE_AGAIN}") from None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.file)
+
+    def content(self, row: int, member: int) -> bytes:
+        """The bytes of a member of a row; `pread` shares no position with threads and forks."""
+        offset, size = self.table[row, member].tolist()
+        return os.pread(self.file, size, offset)
+
+
+def _offsets(file: int, entry: ShardEntry, extensions: list[str]) -> np.ndarray:
+    """(count, len(extensions), 2) int64: offset and size of each sample's members.
+
+    Raises:
+        ValueError: The file is no tar, holds another number of samples, or a sample has other members.
+    """
+    found = list(members(file, entry.bytes))
+    names = [member.name.partition(".") for member in found]
+    if [name[2] for name in names] != extensions * entry.count:
+        raise ValueError(f"does not hold {entry.count} samples of {' and '.join(extensions)} as {INDEX} says")
+    keys = [name[0] for name in names]
+    for place in range(1, len(extensions)):
+        if keys[place :: len(extensions)] != keys[:: len(extensions)]:
+            raise ValueError("members of a sample have different keys")
+    return np.array([member[1:] for member in found], dtype=np.int64).reshape(entry.count, len(extensions), 2)
+
+
+class ShardSet:
+    """The samples of a folder of shards, by number; safe with threads, processes and pickle.
+
+    Args:
+        path: The folder.
+        verify: "size" compares the size of each shard with the index, "sha256" reads all of it.
+
+    Attributes:
+        provides: What its scenes carry, in the words of `sources.base.PROVIDABLE`.
+        index: The content of `index.json`.
+        entries: Name, count, size and checksum of each shard.
+
+    Raises:
+        ShardError: There are no shards, or one is missing, truncated or changed.
+    """
+
+    def __init__(self, path: str | Path, *, verify: Verify = "size") -> None:
+        self.path = Path(path)
+        self.index = read_index(self.path)
+        self.entries = tuple(ShardEntry(**entry) for entry in self.index["shards"])
+        self.provides = frozenset(self.index["provides"])
+        self.sizes = tuple(entry.count for entry in self.entries)
+        self._ends = list(itertools.accumulate(self.sizes))
+        self._members: list[str] = self.index["members"]
+        self._open: dict[int, _OpenShard] = {}
+        for entry in self.entries:
+            if (fault := fault_of(self.path, entry, verify)) is not None:
+                raise ShardError(f"shards={self.path}: {fault}; copy it again or {MAKE_AGAIN}")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Record:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number}: {self.path} holds 0 to {len(self) - 1}")
+        shard = bisect.bisect_right(self._ends, number)
+        return self.read(shard, number - (self._ends[shard] - self.sizes[shard]))
+
+    def read(self, shard: int, row: int) -> Record:
+        """The sample in a row of a shard.
+
+        Raises:
+            ShardError: What is stored there is no picture or no scene.
+        """
+        opened = self._opened(shard)
+        where = f"shards={self.path}: {self.entries[shard].name} row {row}"
+        parts = {name: opened.content(row, member) for member, name in enumerate(self._members)}
+        try:
+            scene = Scene.from_json(json.loads(parts.pop(SCENE)))
+            (picture,) = parts.values()
+            with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
+                return Record(
+                    scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB"))
+                )
+        except (OSError, ValueError) as error:
+            raise ShardError(
+                f"{where}: {error}; run `python prepare.py task=check shards={self.path}`"
+            ) from error
+
+    def _opened(self, shard: int) -> _OpenShard:
+        opened = self._open.get(shard)
+        if opened is None:
+            opened = _OpenShard(self.path / self.entries[shard].name, self.entries[shard], self._members)
+            kept = list(self._open.items())[max(0, len(self._open) - _OPEN_SHARDS + 1) :]
+            # A new dictionary each time, so that threads never see a half-changed one.
+            self._open = {**dict(kept), shard: opened}
+        return opened
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What a full check found: `faults` has a line for each shard that is not as the index says."""
+
+    path: Path
+    shards: int
+    samples: int
+    bytes: int
+    faults: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as the index says."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        size = f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"
+        if self.ok:
+            return f"{self.path}: {size}, all as {INDEX} says"
+        return "\n".join([f"{self.path}: {size}, {len(self.faults)} faults:", *self.faults])
+
+
+def check_shards(path: str | Path, *, progress: Progress | None = None) -> ShardReport:
+    """Read every byte of a folder of shards and compare it with the index.
+
+    Raises:
+        ShardError: There is no folder or no index to compare with.
+    """
+    path = Path(path)
+    index = read_index(path)
+    entries = [ShardEntry(**entry) for entry in index["shards"]]
+    faults = []
+    for done, entry in enumerate(entries, start=1):
+        fault = fault_of(path, entry, "sha256")
+        if fault is None:
+            try:
+                _OpenShard(path / entry.name, entry, index["members"])
+            except ShardError as error:
+                fault = str(error)
+        if fault is not None:
+            faults.append(fault)
+        if progress is not None:
+            progress(done, len(entries))
+    strays = {file.name for file in path.glob("*.tar")} - {entry.name for entry in entries}
+    faults += [f"{name} is not in {INDEX}" for name in sorted(strays)]
+    samples, size = sum(entry.count for entry in entries), sum(entry.bytes for entry in entries)
+    return ShardReport(path=path, shards=len(entries), samples=samples, bytes=size, faults=tuple(faults))

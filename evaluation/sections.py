@@ -1,0 +1,155 @@
+"""The sections of the report as HTML: head, scores, training, protocol.
+
+They take metrics as `write_metrics` leaves them and escape everything that they show. Charts are drawn in
+`charts.py`, the rows of pictures in `pictures.py`.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from evaluation.charts import Points, curve_chart, interval_chart
+from evaluation.wording import (
+    ARMS,
+    NOTHING,
+    Values,
+    digits,
+    ends,
+    in_order,
+    lower_is_better,
+    number,
+    reading,
+    title,
+    verdict,
+    words,
+)
+
+
+def head(kept: dict[str, Any]) -> str:
+    """The run's name, the verdict, and what it rests on."""
+    made_with, meaning = kept["protocol"], reading(kept["values"])
+    facts = {
+        "protocol": made_with.get("name"),
+        "split": made_with.get("split"),
+        "scenes": made_with.get("scenes"),
+        "step": kept["step"],
+        "samples seen": kept["samples_seen"],
+    }
+    shown = "".join(
+        f"<li>{key} <b>{escape(_text(fact))}</b></li>" for key, fact in facts.items() if fact is not None
+    )
+    return (
+        '<header><p class="eyebrow">Scenograph evaluation</p>'
+        f'<h1>{escape(run_name(kept["run"]))}</h1><p class="verdict">{escape(verdict(kept["values"]))}</p>'
+        f'<p class="reading">{escape(meaning)}</p><ul class="facts">{shown}</ul></header>'
+    )
+
+
+def scores(values: Values) -> str:
+    """All metrics: a chart of intervals, and the table of metrics by arms."""
+    names = in_order(values)
+    arms = [arm for arm in ARMS if values.get(arm)]
+    if not names:
+        return '<section id="scores"><h2>Scores</h2><p class="note">No metric was measured.</p></section>'
+    heads = "".join(f'<th scope="col" class="{arm}"><i></i>{escape(ARMS[arm])}</th>' for arm in arms)
+    legend = "".join(f'<li class="{arm}"><i></i>{escape(ARMS[arm])}</li>' for arm in arms)
+    rows = "".join(_row(values, name, arms) for name in names)
+    return (
+        '<section id="scores"><h2>Scores</h2><p class="note">Means with 95 % bootstrap intervals over scenes '
+        "and the number of scenes behind each (n). Ceiling and floor: the best that a metric gives here, and "
+        f'what it gives by chance.</p><div class="card"><ul class="legend">{legend}</ul>'
+        f'{interval_chart(values)}</div><div class="card scroll"><table><thead><tr>'
+        f'<th scope="col">metric</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+    )
+
+
+def training(values: Values, curves: Mapping[str, Points]) -> str:
+    """The curves of training; those of a metric with its ceiling and floor."""
+    if not curves:
+        return ""
+    charts = "".join(
+        curve_chart(name, points, levels=_levels(values, name)) for name, points in curves.items()
+    )
+    return f'<section id="training"><h2>Training</h2><div class="curves">{charts}</div></section>'
+
+
+def protocol(kept: dict[str, Any]) -> str:
+    """Everything that the numbers depend on, and the command that makes them again."""
+    weights = {
+        "run": kept["run"],
+        "sha256": kept["weights_sha256"],
+        "step": kept["step"],
+        "samples seen": kept["samples_seen"],
+    }
+    tables = {"Protocol": kept["protocol"], "Weights": weights, "Versions": kept["versions"]}
+    shown = "".join(
+        f'<div class="card"><h3>{name}</h3><dl>{_definitions(table)}</dl></div>'
+        for name, table in tables.items()
+    )
+    return (
+        f'<section id="protocol"><h2>How it was made</h2><div class="tables">{shown}</div>'
+        f'<h3>Make it again</h3><pre class="card"><code>{escape(_command(kept))}</code></pre></section>'
+    )
+
+
+def run_name(run: Any) -> str:
+    """The last part of a run's folder."""
+    return Path(str(run)).name or str(run)
+
+
+def _row(values: Values, name: str, arms: Sequence[str]) -> str:
+    decimals = digits(ends(values, name))
+    better = "<small>lower is better</small>" if lower_is_better(name) else ""
+    cells = "".join(
+        f'<td class="{arm}">{_cell(values.get(arm, {}).get(name), decimals)}</td>' for arm in arms
+    )
+    return f'<tr><th scope="row">{escape(title(name))}{better}</th>{cells}</tr>'
+
+
+def _cell(value: dict[str, Any] | None, decimals: int) -> str:
+    if value is None:
+        return f"<b>{NOTHING}</b>"
+    mean, low, high = (number(value[end], digits=decimals) for end in ("mean", "low", "high"))
+    interval = f"{low} to {high}" if NOTHING not in (low, high) else ""
+    behind = f"n = {number(value['count'])}" if value["count"] is not None else ""
+    return f"<b>{mean}</b><small>{', '.join(part for part in (interval, behind) if part)}</small>"
+
+
+def _levels(values: Values, curve: str) -> dict[str, float]:
+    """Ceiling and floor of the metric that a curve shows, also under a longer name (`val/layout_iou`)."""
+    found = {}
+    for arm in ("ceiling", "floor"):
+        for name, value in values.get(arm, {}).items():
+            if words(curve)[-len(words(name)) :] == words(name) and value["mean"] is not None:
+                found[ARMS[arm]] = value["mean"]
+    return found
+
+
+def _definitions(table: Mapping[str, Any]) -> str:
+    return "".join(
+        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(_text(value))}</dd>"
+        for key, value in table.items()
+    )
+
+
+def _command(kept: dict[str, Any]) -> str:
+    if kept.get("command"):
+        return str(kept["command"])
+    name = kept["protocol"].get("name")
+    chosen = [f"protocol={name}"] if name else []
+    return shlex.join(["python", "evaluate.py", f"run={kept['run']}", *chosen])
+
+
+def _text(value: Any) -> str:
+    """A setting for people."""
+    if value is None or value == [] or value == {}:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return number(value)
+    return str(value)

@@ -1,0 +1,40 @@
+"""Learning-rate schedules that end where they say: functions of the optimizer step and the run's own number of steps.
+
+Lightning's `estimated_stepping_batches` is never asked: reading it builds the data loaders too early.
+"""
+
+import math
+from collections.abc import Callable
+
+
+def learning_rate_factor(
+    schedule: str, *, steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
+) -> Callable[[int], float]:
+    """The factor on the learning rate at each optimizer step, for `LambdaLR`.
+
+    Args:
+        schedule: "constant", "cosine" or "linear".
+        steps: optimizer steps of the run; at the last one the factor is `final_fraction` (not for "constant").
+        warmup_steps: steps of a linear rise; the first step already moves.
+        final_fraction: where the decay ends.
+
+    Raises:
+        ValueError: an unknown schedule, or a warm-up that is no shorter than the run.
+    """
+    if schedule not in ("constant", "cosine", "linear"):
+        raise ValueError(f"optimizer.schedule: {schedule!r} is unknown; take constant, cosine or linear")
+    if warmup_steps >= steps:
+        raise ValueError(
+            f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}; lower it"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if schedule == "constant":
+            return 1.0
+        done = min((step - warmup_steps) / max(steps - 1 - warmup_steps, 1), 1.0)
+        fall = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
+        return final_fraction + (1 - final_fraction) * fall
+
+    return factor

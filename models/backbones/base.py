@@ -1,0 +1,214 @@
+"""What a backbone is: images to latents and back, text to features, one call of the denoiser.
+
+SD and SDXL differ here only by data (`has_pooled`, `has_size_ids`). Noise schedules are given as data too: corrupting
+latents and sampling live elsewhere, and so does everything about adapters but the slots that `denoise` passes on.
+
+Legend: B pictures, H W pixels, C latent channels, h w latent cells (H / latent_scale), T tokens, P pooled width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from models.text import PhraseFeatures, Prompt, TextTowers
+
+if TYPE_CHECKING:
+    from models.conditioning.slots import DenoiserInputs
+    from scenes.scene import SceneBatch
+
+
+class Backbone(nn.Module, ABC):
+    """A diffusion model: frozen unless a caller asks for gradients.
+
+    Args:
+        unet: the denoiser.
+        text: text encoder(s) with their tokenizers.
+        scheduler_config: config of a diffusers noise scheduler, as published with the weights.
+        latent_scale: pixels per latent cell.
+        resolution: side in pixels that the weights were trained at.
+
+    Raises:
+        ValueError: a UNet whose text or pooled input does not fit the text encoder(s), or that wants other inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet2DConditionModel,
+        text: TextTowers,
+        scheduler_config: dict[str, Any],
+        latent_scale: int,
+        resolution: int,
+    ) -> None:
+        super().__init__()
+        _check_fit(unet, text)
+        self.unet = unet
+        self.text = text
+        self.scheduler_config = dict(scheduler_config)
+        self.latent_channels: int = unet.config.in_channels
+        self.latent_scale = latent_scale
+        self.resolution = resolution
+
+    def freeze(self) -> None:
+        """Stops all gradients and puts every part in evaluation mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As `nn.Module.train`, but parts without a trainable parameter stay in evaluation mode."""
+        super().train(mode)
+        for part in self.children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lives."""
+        return self.unet.device
+
+    @property
+    def has_pooled(self) -> bool:
+        """Whether the denoiser takes a pooled caption vector."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def has_size_ids(self) -> bool:
+        """Whether the denoiser takes the six size ids."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def text_width(self) -> int:
+        """Width of a prompt token."""
+        return self.unet.config.cross_attention_dim
+
+    @property
+    def phrase_width(self) -> int:
+        """Width of a phrase token (`PhraseFeatures.last_hidden`), summed over the towers."""
+        return self.text.width
+
+    def encode_images(
+        self, images: Tensor, *, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1], at the scale the denoiser works at.
+
+        Args:
+            images: float pictures; H and W multiples of `latent_scale`.
+            generator: draws a sample of the posterior, one generator for all or one a picture; None gives its mode.
+
+        Raises:
+            ValueError: another range, shape or size.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images: {tuple(images.shape)} {images.dtype} is not (B, 3, H, W) float; stack RGB pictures and scale to [-1, 1]"
+            )
+        height, width = images.shape[-2:]
+        if height % self.latent_scale or width % self.latent_scale:
+            raise ValueError(
+                f"images: {height} x {width} px is not a multiple of latent_scale {self.latent_scale}; resize or crop them"
+            )
+        low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+        if not (-1.001 <= low and high <= 1.001):  # NaN fails too; the slack is what fp16 and resampling need
+            raise ValueError(f"images: range [{low:.4g}, {high:.4g}] is outside [-1, 1]; give uint8 / 127.5 - 1")
+        return self._encode(images, generator)
+
+    @abstractmethod
+    def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        """Latents of checked images."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], clamped, of latents (B, C, h, w)."""
+
+    def encode_captions(self, captions: Sequence[str]) -> Prompt:
+        """Captions as the denoiser takes them: tokens (B, T, text_width) and, where it has one, pooled (B, P)."""
+        return self.text.encode_captions(captions)
+
+    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
+        """Features of M strings, each distinct one encoded once; trimmed to the longest unless `padded`."""
+        return self.text.encode_phrases(phrases, padded=padded)
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, inputs: DenoiserInputs) -> Tensor:
+        """The denoiser's prediction (B, C, h, w) in the dtype of `latents`.
+
+        Args:
+            latents: (B, C, h, w) noised latents.
+            timesteps: (B,) in the units of the noise schedule; fractions welcome.
+            inputs: prompt tokens, pooled vector and size ids where the backbone has them, and the adapters' payloads.
+
+        Raises:
+            ValueError: a pooled vector or size ids that the denoiser needs are missing.
+        """
+        dtype = self.unet.dtype
+        extra: dict[str, Any] = {}
+        if self.has_pooled:
+            if inputs.pooled is None or inputs.size_ids is None:
+                missing = "pooled" if inputs.pooled is None else "size_ids"
+                raise ValueError(f"inputs.{missing}: None, but this backbone needs it; take encode_captions and size_ids")
+            # size ids stay fp32: half precision is exact to 2048 only, and pictures are larger
+            extra["added_cond_kwargs"] = {
+                "text_embeds": inputs.pooled.to(dtype),
+                "time_ids": inputs.size_ids.float(),
+            }
+        if inputs.slots:
+            extra["cross_attention_kwargs"] = {"gligen": inputs.slots}
+        prediction = self.unet(
+            latents.to(dtype), timesteps, encoder_hidden_states=inputs.prompt.to(dtype), return_dict=False, **extra
+        )[0]
+        return prediction.to(latents.dtype)
+
+    def size_ids(self, scenes: SceneBatch, *, size: tuple[int, int] | None = None) -> Tensor | None:
+        """Size ids (B, 6) float32 px: original height and width, crop top and left, target height and width.
+
+        The crop's corner is counted, as in SDXL's training, in pixels of the resized picture, before it is cropped.
+
+        Args:
+            scenes: B scenes with frames.
+            size: (height, width) px to assume, uncropped, for scenes without a frame, as in sampling.
+
+        Raises:
+            ValueError: a scene without a frame, and no `size`.
+        """
+        if not self.has_size_ids:
+            return None
+        rows = []
+        for scene in scenes.scenes:
+            if scene.frame is None:
+                if size is None:
+                    raise ValueError(f"scene {scene.id}: frame: missing, but this backbone takes size ids; give frame or size")
+                rows.append((*size, 0, 0, *size))
+                continue
+            top, left, height, width = scene.frame.crop
+            target = scene.frame.target
+            corner = (round(top * target[0] / height), round(left * target[1] / width))
+            rows.append((*scene.frame.original, *corner, *target))
+        return torch.tensor(rows, dtype=torch.float32, device=self.device).reshape(-1, 6)
+
+
+def _check_fit(unet: UNet2DConditionModel, text: TextTowers) -> None:
+    config = unet.config
+    if config.addition_embed_type not in (None, "text_time"):
+        raise ValueError(
+            f"unet.addition_embed_type: {config.addition_embed_type!r} is not supported; take a UNet with text_time or none"
+        )
+    if config.cross_attention_dim != text.width:
+        raise ValueError(
+            f"unet.cross_attention_dim: {config.cross_attention_dim} is not the text width {text.width}; "
+            "take the text encoder(s) that belong to this UNet"
+        )
+    if config.addition_embed_type is None:
+        return
+    pooled = next((tower.projection_width for tower in reversed(text.towers) if tower.projection_width), None)
+    wanted = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    if pooled != wanted or not text.caption_pooled:
+        raise ValueError(
+            f"unet.projection_class_embeddings_input_dim: the UNet wants a pooled caption of width {wanted}, the text "
+            f"encoders give {pooled if text.caption_pooled else None}; take the text encoder(s) that belong to this UNet"
+        )

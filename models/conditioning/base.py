@@ -1,0 +1,120 @@
+"""The adapter contract, and `Conditioning`: the adapters of a run seen as one module.
+
+An adapter owns every parameter that a method trains. It is built from a UNet's block sites, never keeps the UNet, and
+turns a batch of scenes into what its own modules in the blocks read (a payload) or into other prompt tokens. Methods live
+in folders beside this file; how modules reach the blocks lives in `slots`.
+
+Legend: B pictures, T prompt tokens, C token width, h w latent cells.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from models.conditioning.slots import DenoiserInputs, attach, detach
+from models.text import PhraseFeatures, Prompt
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from models.backbones.base import Backbone
+    from scenes import SceneBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The text of a batch, as adapters read it.
+
+    Attributes:
+        prompt: the caption as the denoiser takes it.
+        phrases: encodes M strings, each distinct one once.
+    """
+
+    prompt: Prompt
+    phrases: Callable[[Sequence[str]], PhraseFeatures]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOutput:
+    """What an adapter adds to the denoiser's inputs; None leaves that part alone.
+
+    Attributes:
+        payload: what the adapter's modules in the blocks read, computed once per picture and not once per step.
+        prompt: another caption, for methods that act on the prompt.
+    """
+
+    payload: Any = None
+    prompt: Prompt | None = None
+
+
+class Adapter(nn.Module, ABC):
+    """One conditioning method: `parameters()` is exactly what trains, is averaged and is saved.
+
+    An empty scene is every method's null condition. At initialisation the denoiser's output is that of the bare UNet.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """What a source must provide to train it: "boxes", "phrases", "relations", "attributes", "masks"."""
+
+    def slot_modules(self) -> dict[str, nn.Module]:
+        """Block path -> module called as module(hidden (B, L, C), payload); empty for methods that act on the prompt."""
+        return {}
+
+    def gates(self) -> dict[str, float]:
+        """Figures that tell whether the method has begun to act, for the log."""
+        return {}
+
+    @abstractmethod
+    def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
+        """What the denoiser is to read for B scenes whose latents are (h, w) cells."""
+
+
+class Conditioning(nn.Module):
+    """The adapters of a run by name, as one module: the trainable set, the averaged set and the checkpoint.
+
+    Args:
+        adapters: name -> adapter, in the order in which they act on the prompt; empty is the bare backbone.
+    """
+
+    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict(adapters)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What a source must provide for every adapter to train."""
+        return frozenset().union(*(adapter.requires for adapter in self.adapters.values()))
+
+    def attach(self, unet: UNet2DConditionModel) -> None:
+        """Puts the adapters' modules into the slots of the UNet."""
+        attach(unet, {name: adapter.slot_modules() for name, adapter in self.adapters.items()})
+
+    @staticmethod
+    def detach(unet: UNet2DConditionModel) -> None:
+        """Restores the UNet."""
+        detach(unet)
+
+    def forward(
+        self, backbone: Backbone, scenes: SceneBatch, captions: Sequence[str], latent_size: tuple[int, int]
+    ) -> DenoiserInputs:
+        """Everything that the denoiser takes for B scenes under B captions."""
+        prompt = backbone.encode_captions(captions)
+        slots: dict[str, Any] = {}
+        for name, adapter in self.adapters.items():
+            output = adapter(scenes, Text(prompt=prompt, phrases=backbone.encode_phrases), latent_size)
+            prompt = output.prompt or prompt
+            if output.payload is not None:
+                slots[name] = output.payload
+        return DenoiserInputs(
+            prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes), slots=slots
+        )
+
+
+def gate_figures(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensors by name as plain numbers: the mean of their magnitudes."""
+    return {name: float(value.detach().abs().mean()) for name, value in values.items()}

@@ -1,0 +1,103 @@
+"""The diffusion objective: noise levels, corruption, target and weight, on the backbone's own noise schedule.
+
+Epsilon, v and sample prediction, min-SNR weights and offset noise are settings of one class. Sampling lives elsewhere.
+
+Legend: B pictures, (C, h, w) a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from models.objectives.draws import Draws
+
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
+
+
+class DiffusionObjective(nn.Module):
+    """Mean squared error to the target, per sample, weighted by noise level.
+
+    Args:
+        scheduler_config: the backbone's diffusers scheduler config.
+        prediction: "epsilon", "v" or "sample", as the backbone predicts; "backbone" takes the backbone's.
+        min_snr_gamma: cut of the signal-to-noise ratio in the weight; None weights all levels alike.
+        offset_noise: strength of noise that is constant over a channel.
+
+    Raises:
+        ValueError: an unknown prediction, another one than the backbone's, or a value out of range.
+
+    Source:
+        Ho et al. 2020 (epsilon), eq. 14; Salimans & Ho 2022 (v), section 4; Hang et al. 2023 (min-SNR), eq. 6 for each
+        prediction.
+    """
+
+    def __init__(
+        self,
+        scheduler_config: Mapping[str, Any],
+        *,
+        prediction: str = "backbone",
+        min_snr_gamma: float | None = None,
+        offset_noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        schedule = DDPMScheduler.from_config(dict(scheduler_config))
+        own = next(name for name, value in PREDICTIONS.items() if value == schedule.config.prediction_type)
+        if prediction not in (*PREDICTIONS, "backbone"):
+            raise ValueError(f"objective.prediction: {prediction!r} is unknown; take epsilon, v, sample or backbone")
+        if prediction not in (own, "backbone"):
+            raise ValueError(
+                f"objective.prediction: {prediction} but the backbone predicts {own}; set objective.prediction={own}"
+            )
+        if min_snr_gamma is not None and min_snr_gamma <= 0:
+            raise ValueError(f"objective.min_snr_gamma: {min_snr_gamma} is not above 0; take 5, or null for no weight")
+        self.prediction = own
+        self.min_snr_gamma = min_snr_gamma
+        self.offset_noise = offset_noise
+        self.steps: int = schedule.config.num_train_timesteps
+        self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
+
+    def times(self, draws: Draws) -> Tensor:
+        """(B,) int64 uniform noise levels in [0, steps)."""
+        return (draws.time * self.steps).long()
+
+    def noise(self, draws: Draws) -> Tensor:
+        """(B, C, h, w) noise, offset included."""
+        return draws.noise + self.offset_noise * draws.offset if self.offset_noise else draws.noise
+
+    def corrupt(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """(B, C, h, w) latents at noise level `times`."""
+        signal, sigma = self._levels(times)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """(B, C, h, w) what the denoiser should predict."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return latents
+        signal, sigma = self._levels(times)
+        return signal * noise - sigma * latents
+
+    def weight(self, times: Tensor) -> Tensor:
+        """(B,) weights of the noise levels."""
+        if self.min_snr_gamma is None:
+            return torch.ones(times.shape, device=times.device)
+        alpha = self.alphas_cumprod[times]
+        ratio = alpha / (1 - alpha)
+        cut = ratio.clamp(max=self.min_snr_gamma)
+        divisor = {"epsilon": ratio, "v": ratio + 1, "sample": torch.ones_like(ratio)}[self.prediction]
+        return cut / divisor
+
+    def losses(self, prediction: Tensor, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """(B,) weighted mean squared errors in fp32."""
+        error = prediction.float() - self.target(latents, noise, times).float()
+        return error.square().flatten(1).mean(dim=1) * self.weight(times)
+
+    def _levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[times].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()

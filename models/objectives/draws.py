@@ -1,0 +1,78 @@
+"""Random numbers that belong to a sample and not to a batch: training draws and the start latents of a picture.
+
+Each is a pure function of its key, so that results do not change with batch size, ranks or restarts. What is done with
+the numbers lives in the objective, in the condition drops and in the sampler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of B training samples.
+
+    Attributes:
+        time: (B,) float64 uniform in [0, 1), for the noise level.
+        keep: (B,) float64 uniform in [0, 1), for which conditions are kept.
+        noise: (B, C, h, w) standard normal.
+        offset: (B, C, 1, 1) standard normal, for offset noise.
+    """
+
+    time: Tensor
+    keep: Tensor
+    noise: Tensor
+    offset: Tensor
+
+    def to(self, device: torch.device) -> Draws:
+        """The same numbers on another device."""
+        return Draws(
+            time=self.time.to(device), keep=self.keep, noise=self.noise.to(device), offset=self.offset.to(device)
+        )
+
+
+def draw(seed: int, positions: Iterable[int], shape: Sequence[int]) -> Draws:
+    """The numbers of the samples at global positions: a function of (seed, position) each.
+
+    Args:
+        seed: the run's seed.
+        positions: B positions in the run's order of samples.
+        shape: (C, h, w) of a latent.
+    """
+    time, keep, noise, offset = [], [], [], []
+    for position in positions:
+        generator = _generator(seed, int(position))
+        time.append(generator.random())
+        keep.append(generator.random())
+        noise.append(generator.standard_normal(tuple(shape), dtype=np.float32))
+        offset.append(generator.standard_normal((shape[0], 1, 1), dtype=np.float32))
+    return Draws(
+        time=torch.tensor(time, dtype=torch.float64),
+        keep=torch.tensor(keep, dtype=torch.float64),
+        noise=torch.from_numpy(np.stack(noise)),
+        offset=torch.from_numpy(np.stack(offset)),
+    )
+
+
+def start_latents(seed: int, scene_ids: Iterable[str], shape: Sequence[int]) -> Tensor:
+    """(B, C, h, w) standard normal latents to sample from: a function of (seed, scene id) each."""
+    rows = [scene_generator(seed, scene_id).standard_normal(tuple(shape), dtype=np.float32) for scene_id in scene_ids]
+    return torch.from_numpy(np.stack(rows))
+
+
+def scene_generator(seed: int, scene_id: str) -> np.random.Generator:
+    """The generator of one picture."""
+    digest = hashlib.blake2b(scene_id.encode(), digest_size=8).digest()
+    return _generator(seed, int.from_bytes(digest, "little"))
+
+
+def _generator(seed: int, key: int) -> np.random.Generator:
+    """Philox keyed by both numbers whole: PyTorch's CPU generator keeps only 32 bits of its seed."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, key % 2**64], dtype=np.uint64)))

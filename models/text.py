@@ -1,0 +1,290 @@
+"""Text in, features out: CLIP tokenizers and text encoders, and the two records that they produce.
+
+`TextTower` is one tokenizer with one encoder, `TextTowers` one or several of them read side by side (SDXL has two). What
+an adapter does with the features, and how captions are dropped, lives elsewhere.
+
+Legend: M strings asked for, B captions, T tokens, C width of a token (summed over towers), P width of the projection.
+"""
+
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseFeatures:
+    """What the text encoder(s) say about M strings, in the order they were asked for.
+
+    With several towers the token features are concatenated along C, `pooled` is the **first** tower's and `projected`
+    that of the last tower that has a projection. So SDXL's 2048-wide pooled text (CLIP-L's pooled output, then bigG's text
+    embedding) is `torch.cat([features.pooled, features.projected], dim=-1)`; everything else is under `towers`.
+
+    Attributes:
+        last_hidden: (M, T, C) after the final layer norm.
+        penultimate_hidden: (M, T, C) output of the last layer but one, not normalised.
+        pooled: (M, C of tower 1) `last_hidden` at the end token (CLIP's pooler output).
+        projected: (M, P) text projection of the pooled vector; None where no encoder has one.
+        lengths: (M,) int64, tokens of each string with the start and the end token.
+        towers: the features of each tower by itself, in order; empty for a single tower.
+    """
+
+    last_hidden: Tensor
+    penultimate_hidden: Tensor
+    pooled: Tensor
+    projected: Tensor | None
+    lengths: Tensor
+    towers: tuple["PhraseFeatures", ...] = ()
+
+    @property
+    def mask(self) -> Tensor:
+        """(M, T) bool, True on the string's own tokens (start and end included), False on padding."""
+        return torch.arange(self.last_hidden.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def __getitem__(self, index: Tensor | slice) -> "PhraseFeatures":
+        return PhraseFeatures(
+            last_hidden=self.last_hidden[index],
+            penultimate_hidden=self.penultimate_hidden[index],
+            pooled=self.pooled[index],
+            projected=None if self.projected is None else self.projected[index],
+            lengths=self.lengths[index],
+            towers=tuple(tower[index] for tower in self.towers),
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The caption as the UNet takes it.
+
+    Attributes:
+        tokens: (B, T, C) caption tokens, padded to the tokenizer's length.
+        pooled: (B, P) pooled caption vector, None for a backbone that takes none.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+def word_tokenizer(words: Sequence[str], *, max_length: int) -> CLIPTokenizer:
+    """Builds a CLIP tokenizer in which each given word is one token and any other text falls back to bytes.
+
+    Every word is merged from its end: "red" by (d</w> with e), then (ed</w> with r). All merges thus pair one character with
+    an end of a word, so at most one can apply at any time and words never get in each other's way, whatever their order.
+
+    Args:
+        words: words to know; their order fixes the token ids, repetitions count once.
+        max_length: longest sequence with start and end token; longer text is for the caller to cut.
+
+    Raises:
+        ValueError: a word that CLIP's rules split before any merge ("t-shirt", "42", "two words").
+    """
+    base = _byte_characters()
+    vocabulary = [*base, *(character + END_OF_WORD for character in base)]
+    known, merges = set(vocabulary), []
+    byte_to_character = dict(zip(_byte_order(), base, strict=True))
+    for word in words:
+        characters = [byte_to_character[b] for b in unicodedata.normalize("NFC", word).lower().encode()]
+        for start in range(len(characters) - 2, -1, -1):
+            ending = "".join(characters[start + 1 :]) + END_OF_WORD
+            if characters[start] + ending not in known:
+                known.add(characters[start] + ending)
+                vocabulary.append(characters[start] + ending)
+                merges.append((characters[start], ending))
+    vocabulary += [START, END]  # CLIP takes the largest id as the end of the text
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
+    for word in words:
+        if len(tokenizer(word)["input_ids"]) != 3:
+            raise ValueError(f"words: {word!r} cannot be one token in CLIP's rules; give it as separate words")
+    return tokenizer
+
+
+def _byte_order() -> list[int]:
+    """The 256 bytes in the order of CLIP's vocabulary: printable ones first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return printable + [byte for byte in range(256) if byte not in printable]
+
+
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte of `_byte_order` in a byte-level vocabulary."""
+    order, spare = _byte_order(), 256
+    characters = []
+    for position, byte in enumerate(order):
+        printable = position < 188
+        characters.append(chr(byte) if printable else chr(spare))
+        spare += not printable
+    return characters
+
+
+class TextTower(nn.Module):
+    """One CLIP tokenizer with one CLIP text encoder.
+
+    Strings are encoded once each. No attention mask is given, as in the published pipelines: the encoder is causal, so
+    tokens after the end token cannot reach those before it, and a trimmed string gives the features of a padded one.
+
+    Attributes:
+        truncated: how many strings were cut to the tokenizer's length so far.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel | CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        positions = encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > positions:
+            raise ValueError(
+                f"tokenizer.model_max_length: {tokenizer.model_max_length} is more than the text encoder's {positions} "
+                f"positions; set it to at most {positions}"
+            )
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise ValueError(
+                f"text_encoder.vocab_size: {encoder.config.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens; "
+                "take the tokenizer that belongs to this encoder"
+            )
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.truncated = 0
+
+    @property
+    def width(self) -> int:
+        """Width of a token feature."""
+        return self.encoder.config.hidden_size
+
+    @property
+    def projection_width(self) -> int | None:
+        """Width of the projected vector, None without a projection."""
+        return self.encoder.config.projection_dim if hasattr(self.encoder, "text_projection") else None
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence of tokens, start and end included."""
+        return self.tokenizer.model_max_length
+
+    def tokenise(self, strings: Sequence[str]) -> list[list[int]]:
+        """Token ids of each string with start and end token, cut to `max_length` where longer (counted, said once)."""
+        if not len(strings):
+            return []
+        rows = self.tokenizer(list(strings), truncation=False, verbose=False)["input_ids"]
+        long = sum(len(row) > self.max_length for row in rows)
+        if long and not self.truncated:
+            example = max(zip(rows, strings, strict=True), key=lambda pair: len(pair[0]))[1]
+            warnings.warn(
+                f"text: {example[:60]!r} is longer than {self.max_length} tokens and was cut; further cut strings are only "
+                "counted (TextTower.truncated)",
+                stacklevel=2,
+            )
+        self.truncated += long
+        return [
+            row if len(row) <= self.max_length else [*row[: self.max_length - 1], self.tokenizer.eos_token_id]
+            for row in rows
+        ]
+
+    def encode(self, rows: Sequence[Sequence[int]], *, length: int) -> PhraseFeatures:
+        """Features of rows of token ids, padded with the tokenizer's padding token to `length`."""
+        device = self.encoder.get_input_embeddings().weight.device
+        padding, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        ids = torch.tensor([[*row, *([padding] * (length - len(row)))] for row in rows], device=device)
+        outputs = self.encoder(input_ids=ids, output_hidden_states=True)
+        # Found by the tokenizer's own end token: CLIPTextModel looks for config.eos_token_id, and for the largest id where
+        # that is the legacy 2, both of which can disagree with the tokenizer.
+        at_end = (ids == end).int().argmax(dim=-1)
+        pooled = outputs.last_hidden_state[torch.arange(len(rows), device=device), at_end]
+        projection = getattr(self.encoder, "text_projection", None)
+        return PhraseFeatures(
+            last_hidden=outputs.last_hidden_state,
+            penultimate_hidden=outputs.hidden_states[-2],
+            pooled=pooled,
+            projected=None if projection is None else projection(pooled),
+            lengths=torch.tensor([len(row) for row in rows], device=device),
+        )
+
+
+class TextTowers(nn.Module):
+    """One or several towers that read the same text side by side.
+
+    Args:
+        towers: towers in the order in which their features are concatenated.
+        caption_layer: "last" (SD) or "penultimate" (SDXL): the layer that captions are read from.
+        caption_pooled: whether a `Prompt` carries the projected vector (SDXL: bigG's).
+
+    Raises:
+        ValueError: no tower, towers of different lengths, or a pooled caption without any text projection.
+    """
+
+    def __init__(
+        self,
+        towers: Sequence[TextTower],
+        *,
+        caption_layer: Literal["last", "penultimate"] = "last",
+        caption_pooled: bool = False,
+    ) -> None:
+        super().__init__()
+        if len({tower.max_length for tower in towers}) != 1:
+            lengths = [tower.max_length for tower in towers]
+            raise ValueError(f"towers: lengths {lengths} differ; give one or more towers of one model_max_length")
+        if caption_layer not in ("last", "penultimate"):
+            raise ValueError(f"caption_layer: {caption_layer!r} is unknown; take last or penultimate")
+        if caption_pooled and not any(tower.projection_width for tower in towers):
+            raise ValueError("caption_pooled: true needs a text encoder with a projection; take caption_pooled=false")
+        self.towers = nn.ModuleList(towers)
+        self.caption_layer = caption_layer
+        self.caption_pooled = caption_pooled
+
+    @property
+    def width(self) -> int:
+        """Width of a token feature, summed over the towers."""
+        return sum(tower.width for tower in self.towers)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a padded caption."""
+        return self.towers[0].max_length
+
+    @property
+    def truncated(self) -> int:
+        """How many strings were cut so far."""
+        return self.towers[0].truncated
+
+    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
+        """Features of M strings; each distinct string runs through the encoder(s) once.
+
+        Args:
+            phrases: M strings, repetitions welcome; M may be 0.
+            padded: pad to the tokenizer's length (T = `max_length`) in place of trimming to the longest string.
+        """
+        distinct = {phrase: index for index, phrase in enumerate(dict.fromkeys(phrases))} or {"": 0}
+        tokenised = [tower.tokenise(list(distinct)) for tower in self.towers]
+        longest = max(len(row) for rows in tokenised for row in rows)
+        length = self.max_length if padded else longest
+        parts = tuple(
+            tower.encode(rows, length=length) for tower, rows in zip(self.towers, tokenised, strict=True)
+        )
+        joined = _join(parts)
+        return joined[torch.tensor([distinct[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
+
+    def encode_captions(self, captions: Sequence[str]) -> Prompt:
+        """The captions as the UNet takes them, padded to the tokenizer's length as in the published pipelines."""
+        features = self.encode_phrases(captions, padded=True)
+        last = self.caption_layer == "last"
+        tokens = features.last_hidden if last else features.penultimate_hidden
+        return Prompt(tokens, features.projected if self.caption_pooled else None)
+
+
+def _join(parts: tuple[PhraseFeatures, ...]) -> PhraseFeatures:
+    """The features of several towers as one; a single tower is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    projected = [part.projected for part in parts if part.projected is not None]
+    return PhraseFeatures(
+        last_hidden=torch.cat([part.last_hidden for part in parts], dim=-1),
+        penultimate_hidden=torch.cat([part.penultimate_hidden for part in parts], dim=-1),
+        pooled=parts[0].pooled,
+        projected=projected[-1] if projected else None,
+        lengths=torch.stack([part.lengths for part in parts]).amax(dim=0),
+        towers=parts,
+    )

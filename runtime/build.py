@@ -1,0 +1,140 @@
+"""From a checked configuration to objects: backbone, adapters, module, data, callbacks, loggers, trainer.
+
+Each function builds one thing from its node. What fits together is checked here, before the first batch; values are
+checked by the classes themselves. torch is imported inside, so that a misspelt key is refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from datamodules.scene_datamodule import SceneDataModule
+    from lightning_modules.scene_diffusion import SceneDiffusion
+    from models.backbones.base import Backbone
+    from models.conditioning.base import Conditioning
+
+MODULES = "lightning_modules"
+
+
+def build_backbone(cfg: DictConfig) -> Backbone:
+    """The diffusion model."""
+    return instantiate(cfg.backbone, _convert_="all")
+
+
+def build_conditioning(cfg: DictConfig, backbone: Backbone) -> Conditioning:
+    """The adapters by name, fitted to the backbone; random weights follow from the seed."""
+    import torch
+
+    from models.conditioning.base import Conditioning
+
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        adapters = {}
+        for name, node in cfg.conditioning.items():
+            settings = {key: value for key, value in node.items() if key != "module"}
+            adapters[name] = instantiate(settings, backbone=backbone, _convert_="all")
+        return Conditioning(adapters)
+
+
+def build_module(cfg: DictConfig, *, backbone: Backbone | None = None) -> SceneDiffusion:
+    """The LightningModule of the run's method; several methods share the general one."""
+    import torch
+
+    from models.conditioning.drops import ConditionDrops
+
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        backbone = backbone or build_backbone(cfg)
+    conditioning = build_conditioning(cfg, backbone)
+    optimizer = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    schedule = {key: optimizer.pop(key) for key in ("schedule", "warmup_steps", "final_fraction")}
+    average = {"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None
+    return _module_class(cfg)(
+        backbone=backbone,
+        conditioning=conditioning,
+        objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
+        drops=ConditionDrops(**cfg.drops),
+        optimizer=functools.partial(
+            get_class(optimizer.pop("_target_")), lr=optimizer.pop("learning_rate"), **optimizer
+        ),
+        schedule=schedule,
+        sampler=instantiate(cfg.sampler, _convert_="all"),
+        average=average,
+        seed=cfg.seed,
+        max_nonfinite=cfg.trainer.max_nonfinite,
+        channels_last=cfg.trainer.channels_last,
+        compiled=cfg.trainer.compile,
+    )
+
+
+def _module_class(cfg: DictConfig) -> type[SceneDiffusion]:
+    """The class that a single method names under `module`; the general one for none or several."""
+    nodes = list(cfg.conditioning.values())
+    if len(nodes) == 1 and nodes[0].get("module"):
+        return get_class(nodes[0].module)
+    return get_class(f"{MODULES}.scene_diffusion.SceneDiffusion")
+
+
+def build_data(cfg: DictConfig) -> SceneDataModule:
+    """The data of the run."""
+    return instantiate(cfg.data, _convert_="all")
+
+
+def build_callbacks(cfg: DictConfig) -> list[pl.Callback]:
+    """The run's callbacks, and the one that makes a run go on from whole steps."""
+    from datamodules.resume import ResumeWholeSteps
+
+    return [ResumeWholeSteps(), *(instantiate(node, _convert_="all") for node in cfg.callback.values())]
+
+
+def build_trainer(cfg: DictConfig) -> pl.Trainer:
+    """Lightning's trainer with the run's callbacks and loggers."""
+    import pytorch_lightning as pl
+    import torch
+
+    node = cfg.trainer
+    torch.set_float32_matmul_precision(node.matmul)
+    return pl.Trainer(
+        accelerator=node.accelerator,
+        devices=node.devices,
+        num_nodes=node.num_nodes,
+        strategy=node.strategy,
+        precision=node.precision,
+        max_steps=node.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=node.accumulate,
+        gradient_clip_val=node.gradient_clip,
+        deterministic=node.deterministic,
+        log_every_n_steps=node.log_every,
+        val_check_interval=node.validate_every * node.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=str(Path(cfg.run)),
+        callbacks=build_callbacks(cfg),
+        logger=[instantiate(node, _convert_="all") for node in cfg.logger.values()],
+    )
+
+
+def check_fit(conditioning: Any, provides: frozenset[str], *, data: str) -> None:
+    """Refuses data that lacks what the methods require.
+
+    Raises:
+        ValueError: something required is not provided; both are named.
+    """
+    missing = sorted(conditioning.requires - provides)
+    if missing:
+        raise ValueError(
+            f"conditioning={list(conditioning.adapters)} requires {', '.join(missing)}, but data {data} provides only "
+            f"{', '.join(sorted(provides))}; choose other data or another conditioning"
+        )

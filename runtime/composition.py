@@ -1,0 +1,268 @@
+"""Composes a script's configuration and refuses what is unknown or ill-typed, in one line.
+
+Typed nodes (`conf/schema.py`) are checked by OmegaConf while Hydra merges. Groups that stand for a class are
+compared with the reference: the same defaults list without its experiment, so that the chosen YAML file is
+the schema. The comparison lives in `keys.py`, the command line and how an error reaches it in `command.py`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import ResultDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from conf.schema import DataCommon, register
+from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), *, config_dir: str | None = None, complete: bool = True
+) -> DictConfig:
+    """Composes `conf/<config_name>.yaml` with overrides and checks the result.
+
+    Args:
+        config_name: train, evaluate, prepare or sample.
+        overrides: As on the command line, without flags.
+        config_dir: A further folder of configs, searched first.
+        complete: Whether a key that still needs a value is refused, and the values are checked.
+
+    Returns:
+        The typed configuration, its interpolations unresolved.
+
+    Raises:
+        ConfigError: A key or group option is unknown, ill-typed or missing.
+        ValueError: A value is out of its range.
+    """
+    register()
+    with _initialised(config_dir) as loader:
+        layers = _Layers.read(loader, config_name, list(overrides))
+        try:
+            cfg = hydra.compose(config_name, list(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(layers.explain(error)) from error
+        check_keys(cfg, layers.reference, where=layers.source)
+    if complete:
+        check_values(cfg)
+    return cfg
+
+
+def compose_sweep(config_name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> None:
+    """Checks the jobs of a sweep before the first one starts.
+
+    Each swept value is composed once, the other sweeps at their first value: linear in the values, where the
+    jobs are their product. Of a continuous interval the lower end stands for all.
+
+    Args:
+        config_name: As in `compose`.
+        overrides: As on the command line, sweeps included.
+        config_dir: As in `compose`.
+    """
+    with _initialised(config_dir) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        values = [_swept(override) for override in _parse(parser, list(overrides))]
+    first = [options[0] for options in values]
+    jobs = [first]
+    jobs += [
+        [*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]
+    ]
+    for job in jobs:
+        compose(config_name, job, config_dir=config_dir)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuses a key without a value, and what the typed nodes know to be wrong about their values.
+
+    Args:
+        cfg: A composed configuration with a typed root.
+
+    Raises:
+        ConfigError: A key needs a value.
+    """
+    for path in _missing(OmegaConf.to_container(cfg, resolve=False)):
+        raise ConfigError(f"{path}: needs a value; give it as {path}=VALUE")
+    try:
+        OmegaConf.to_object(cfg)
+        if isinstance(data := cfg.get("data"), DictConfig) and "shards" in data:
+            common = {entry.name: data[entry.name] for entry in fields(DataCommon) if entry.name in data}
+            OmegaConf.to_object(OmegaConf.merge(DataCommon, common))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"data.{error.full_key}: {reason(error)}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layers:
+    """What a composition is made of, to say where a key came from and which names are right."""
+
+    overrides: list[Override]
+    experiments: list[tuple[str, Any]]  # file, content as it lies in the root
+    reference: DictConfig
+
+    @classmethod
+    def read(cls, loader: ConfigLoaderImpl, config_name: str, overrides: list[str]) -> "_Layers":
+        """Reads the files that the overrides choose."""
+        parsed = _parse(OverridesParser.create(), overrides)
+        for override in parsed:
+            _refuse_sweep_or_number(override, loader)
+        try:
+            # As `loader.compute_defaults_list`, but each file is read once for the list and the reference.
+            again, files = loader._parse_overrides_and_create_caching_repo(config_name, overrides)
+            defaults = create_defaults_list(
+                files, config_name, again, prepend_hydra=True, skip_missing=False
+            ).defaults
+            plain = [default for default in defaults if not _is_experiment(default)]
+            reference = loader._compose_config_from_defaults_list(plain, files)
+            experiments = [
+                (f"{default.config_path}.yaml", loader._load_single_config(default, files).config)
+                for default in defaults
+                if _is_experiment(default)
+            ]
+        except MissingConfigException as error:
+            raise ConfigError(_missing_option(error, loader)) from error
+        except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+            raise ConfigError(_wrong_defaults(error, loader)) from error
+        return cls(overrides=parsed, experiments=experiments, reference=reference)
+
+    def source(self, path: str) -> str:
+        """The key with its value as typed, or behind the experiment's file that sets it."""
+        for override in reversed(self.overrides):
+            key = override.key_or_group
+            if path == key or path.startswith(f"{key}.") or key.startswith(f"{path}."):
+                return str(override.input_line)
+        for file, content in reversed(self.experiments):
+            if contains(content, path):
+                return f"{file}: {path}"
+        return path
+
+    def explain(self, error: Exception) -> str:
+        """One line for what Hydra could not compose."""
+        cause = _root_cause(error)
+        key = getattr(cause, "full_key", None)
+        if key is None or key.startswith("hydra"):
+            return _one_line(cause)
+        if "not in" in str(cause):
+            # An override names more of the path than the part at which OmegaConf stopped.
+            typed = [override.key_or_group for override in self.overrides]
+            path = next((path for path in typed if path == key or path.startswith(f"{key}.")), key)
+            return f"{self.source(path)}: no such key; {suggestion(path, self.reference)}"
+        return f"{self.source(key)}: {reason(cause)}"
+
+
+@contextmanager
+def _initialised(config_dir: str | None) -> Iterator[ConfigLoaderImpl]:
+    """Hydra with the project's configs, and another folder's before them."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        main = GlobalHydra.instance().hydra
+        assert main is not None
+        loader = main.config_loader
+        assert isinstance(loader, ConfigLoaderImpl)
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise ConfigError(f"--config-dir {config_dir}: no such folder")
+            search_path = loader.get_search_path()
+            search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).resolve()}")
+            loader = main.config_loader = ConfigLoaderImpl(config_search_path=search_path)
+        yield loader
+
+
+def _parse(parser: OverridesParser, overrides: list[str]) -> list[Override]:
+    """The overrides, parsed; what is no override is refused."""
+    try:
+        return parser.parse_overrides(overrides)
+    except OverrideParseException as error:
+        reasons = [
+            line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See http"))
+        ]
+        advice = (
+            f"cannot be read ({reasons[0]})"
+            if "=" in error.override and reasons
+            else "not of the form key=value"
+        )
+        raise ConfigError(f"{error.override}: {advice}") from error
+
+
+def _refuse_sweep_or_number(override: Override, loader: ConfigLoaderImpl) -> None:
+    """Refuses several values without -m, and a number where a group's option is named."""
+    if override.is_sweep_override():
+        raise ConfigError(
+            f"{override.input_line}: several values; sweep over them with -m, or write a list as [a,b]"
+        )
+    if isinstance(override.value(), bool | int | float) and (
+        options := loader.get_group_options(override.key_or_group)
+    ):
+        raise ConfigError(
+            f"{override.input_line}: no such {override.key_or_group} (have: {', '.join(options)})"
+        )
+
+
+def _swept(override: Override) -> list[str]:
+    """The override once for each of its values."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if override.is_discrete_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    interval = override.value()
+    assert isinstance(interval, IntervalSweep)
+    return [f"{key}={interval.start}"]
+
+
+def _is_experiment(default: ResultDefault) -> bool:
+    return str(default.config_path).startswith("experiment/")
+
+
+def _missing_option(error: MissingConfigException, loader: ConfigLoaderImpl) -> str:
+    """One line for a group option, or a config, that is not there."""
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = list(error.options or (loader.get_group_options(group) if group else ()))
+    if not options:
+        return f"{error.missing_cfg_file}: no such config"
+    near = difflib.get_close_matches(option, options, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"{group}={option}: no such {group}{guess} (have: {', '.join(sorted(options))})"
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The OmegaConf error behind Hydra's, which raises sometimes from it and sometimes while handling it."""
+    while not isinstance(error, OmegaConfBaseException) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__ or error
+    return error
+
+
+def _wrong_defaults(error: Exception, loader: ConfigLoaderImpl) -> str:
+    """One line for a defaults list that Hydra cannot follow."""
+    line = _one_line(error)
+    if not (found := re.search(r"In '(.+?)': Could not override '(\w+)'", line)):
+        return line
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    near = difflib.get_close_matches(found[2], groups, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"{found[1]}.yaml: override /{found[2]}: no such group{guess} (have: {', '.join(sorted(groups))})"
+
+
+def _missing(node: Any, at: str = "") -> Iterator[str]:
+    """Yields the dotted keys that need a value."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{at}.{key}" if at else str(key))
+    elif node == MISSING:
+        yield at
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

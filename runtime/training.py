@@ -1,0 +1,75 @@
+"""What `train.py` does once its configuration is checked: build, compare, plan or fit, and say what to do next.
+
+Separate from the script so that tests and notebooks call it as a function. Building each part lives in `build`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from runtime.build import build_data, build_module, build_trainer, check_fit
+from runtime.run_directory import Attempt, RunDirectory
+
+if TYPE_CHECKING:
+    from lightning_modules.scene_diffusion import SceneDiffusion
+
+
+def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDiffusion:
+    """Fits the run from its newest checkpoint, or plans it.
+
+    Args:
+        cfg: the composed configuration.
+        directory: the run's folder.
+        attempt: where the run stands.
+
+    Returns:
+        The module as trained (as built, for a plan).
+    """
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    module = build_module(cfg)
+    check_fit(module.conditioning, data.provides, data=cfg.data.shards)
+    print(summary(cfg, module, len(data.training_set)))
+    if cfg.plan:
+        return module
+    directory.open(cfg)
+    trainer = build_trainer(cfg)
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        trainer.fit(module, datamodule=data, ckpt_path=attempt.checkpoint, weights_only=False)
+    if trainer.global_step >= cfg.trainer.max_steps:
+        directory.finish(trainer.global_step)
+        print(
+            f"{directory.path}: finished at step {trainer.global_step}. Evaluate it: python evaluate.py run={directory.path}"
+        )
+    return module
+
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # on two cores a worker process costs more than it fetches
+    ".*GPU available but not used.*",
+    ".*tensorboardX.*",
+)
+
+
+def summary(cfg: DictConfig, module: SceneDiffusion, samples: int) -> str:
+    """What will be trained, in a few lines."""
+    trained = sum(p.numel() for p in module.trained.parameters())
+    everything = sum(p.numel() for p in module.backbone.parameters()) + sum(
+        p.numel() for p in module.conditioning.parameters()
+    )
+    node = cfg.trainer
+    seen = node.max_steps * cfg.batch_size
+    names = ", ".join(module.conditioning.adapters) or "no adapter: the backbone itself"
+    return (
+        f"method     {names}\n"
+        f"trains     {trained / 1e6:.2f} M of {everything / 1e6:.2f} M parameters\n"
+        f"data       {samples} scenes in {cfg.data.shards}\n"
+        f"steps      {node.max_steps} of batch {cfg.batch_size} (accumulate {node.accumulate}): "
+        f"{seen} samples, {seen / samples:.1f} passes"
+    )

@@ -1,0 +1,60 @@
+"""Between records and plain JSON values: which fields are written, and what is said of wrong keys.
+
+What a whole scene looks like in JSON is put together in ``scene.py`` and told to editors by
+``scene.schema.json``.
+"""
+
+from copy import deepcopy
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any
+
+from scenes.checks import check_keys
+
+
+@cache
+def _plan(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of a record's fields, and of those that have no default."""
+    known = fields(kind)
+    needed = (f.name for f in known if f.default is MISSING and f.default_factory is MISSING)
+    return tuple(f.name for f in known), tuple(needed)
+
+
+def made(kind: type, data: Any, where: str, field: str, index: int | None = None) -> Any:
+    """Make a record from a mapping of its fields.
+
+    Args:
+        kind: The record's class.
+        data: The mapping.
+        where: Scene or file that it belongs to, for the message.
+        field: Path of the mapping, for the message; empty for the scene itself.
+        index: Its place, where the field is a list.
+
+    Returns:
+        The record.
+
+    Raises:
+        SceneError: A key is unknown or missing, or ``data`` is no mapping.
+    """
+    # The keys are looked at only after it failed, because every sample passes here.
+    try:
+        return kind(**data)
+    except TypeError:
+        known, needed = _plan(kind)
+        check_keys(data, known, needed, where, field if index is None else f"{field}[{index}]")
+        raise
+
+
+def filled(record: Any) -> dict[str, Any]:
+    """The fields of a record that are not empty, tuples as lists; what could be changed is copied."""
+    known, needed = _plan(type(record))
+    out = {}
+    for name in known:
+        value = getattr(record, name)
+        if isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, dict):
+            value = deepcopy(value)
+        if name in needed or not (value is None or value is False or value in ("", [], {})):
+            out[name] = value
+    return out

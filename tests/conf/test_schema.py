@@ -1,0 +1,61 @@
+"""What the typed nodes refuse about their own values."""
+
+import re
+
+import pytest
+
+from conf.schema import (
+    ROOTS,
+    Drops,
+    Ema,
+    Evaluate,
+    Optimizer,
+    Prepare,
+    Sample,
+    Sampler,
+    Train,
+    Trainer,
+    as_run_keys,
+)
+
+
+def test_defaults_are_right() -> None:
+    for record in (Trainer, Optimizer, Drops, Ema, Sampler, Train):
+        record()
+
+
+@pytest.mark.parametrize(
+    ("record", "values", "message"),
+    [
+        (Drops, {"keep": 0.9}, "the rates must sum to 1, got keep 0.9 + scene_only 0.1"),
+        (Drops, {"keep": 1.3, "none": -0.45}, "drops.keep=1.3: must lie between 0 and 1"),
+        (Drops, {"dropped_caption": "zero"}, "did you mean zeros? (have: empty, zeros)"),
+        (Trainer, {"precision": "bf16"}, "trainer.precision=bf16: no such choice"),
+        (Trainer, {"max_steps": 0}, "trainer.max_steps=0: must be at least 1"),
+        (Trainer, {"gradient_clip": -1.0}, "trainer.gradient_clip=-1.0: must be at least 0"),
+        (Optimizer, {"schedule": "cosin"}, "did you mean cosine?"),
+        (Optimizer, {"betas": [0.9]}, "optimizer.betas=[0.9]: must be two numbers"),
+        (Ema, {"decay": 1.5}, "ema.decay=1.5"),
+        (Sampler, {"steps": 0}, "sampler.steps=0: must be at least 1"),
+        (Train, {"batch_size": 0}, "batch_size=0: must be at least 1"),
+        (Sample, {"seeds": []}, "seeds=[]"),
+        (Prepare, {}, "name one with source=NAME"),
+        (Prepare, {"task": "latents"}, "shards: task=latents reads shards"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(record: type, values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        record(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_gradient_clipping_is_a_choice() -> None:
+    assert Trainer(gradient_clip=None).gradient_clip is None
+
+
+def test_the_keys_that_a_run_owns() -> None:
+    assert {"seed", "backbone", "conditioning", "data", "sampler"} <= set(as_run_keys(Evaluate))
+    assert "run" not in as_run_keys(Evaluate)
+    assert as_run_keys(Train) == as_run_keys(dict) == as_run_keys(None) == ()
+    for root in ROOTS.values():
+        assert set(as_run_keys(root)) <= set(Train.__dataclass_fields__)

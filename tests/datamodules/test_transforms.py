@@ -1,0 +1,108 @@
+"""Pictures and scenes move together: what a box shows before a transform it shows after."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.order import flips
+from datamodules.shards import Record
+from datamodules.transforms import SceneTransform, centre_square, to_tensor
+from scenes.scene import Frame, Relation, Scene, SceneObject
+
+
+def record(height, width, boxes, *, frame=True):
+    """A black picture in which each box (in pixels, xyxy) is filled with a colour of its own."""
+    image = np.zeros((height, width, 3), np.uint8)
+    objects = []
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        image[top:bottom, left:right, number % 3] = 255
+        box = (left / width, top / height, right / width, bottom / height)
+        objects.append(SceneObject(phrase=f"thing {number}", box=box))
+    relations = (Relation(subject=0, predicate="left of", object=1),) if len(boxes) > 1 else ()
+    where = Frame(original=(height, width)) if frame else None
+    return Record(
+        scene=Scene(id="one", objects=tuple(objects), relations=relations, frame=where), image=image
+    )
+
+
+def test_values_are_exact_at_the_ends():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    tensor = to_tensor(ramp)
+    assert tensor.dtype == torch.float32
+    assert tensor.shape == (3, 16, 16)
+    assert tensor.min() == -1
+    assert tensor.max() == 1
+    back = ((tensor + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(back, torch.from_numpy(ramp).permute(2, 0, 1))
+
+
+def test_a_picture_of_the_right_size_stays_as_it_is():
+    one = record(32, 32, [(0, 0, 1, 1), (8, 8, 16, 20)])
+    sample = SceneTransform(resolution=32)(one, 5)
+    assert sample.scene is one.scene
+    assert sample.position == 5
+    assert sample.dropped == 0
+    assert torch.equal(sample.image, to_tensor(one.image))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96), (90, 60), (33, 47), (16, 20)])
+def test_boxes_follow_the_picture(height, width):
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    quarter = side // 4
+    box = (left + quarter, top + quarter, left + 2 * quarter, top + 3 * quarter)
+    image, scene, dropped = centre_square(*parts(record(height, width, [box])), 64)
+    assert image.shape == (64, 64, 3)
+    assert dropped == 0
+    assert scene.frame.target == (64, 64)
+    assert scene.frame.crop == (top, left, side, side)
+    x0, y0, x1, y1 = (np.array(scene.objects[0].box) * 64).tolist()
+    rows, columns = np.nonzero(image[..., 0] > 127)
+    assert (columns.min(), rows.min()) == (pytest.approx(x0, abs=1), pytest.approx(y0, abs=1))
+    assert (columns.max() + 1, rows.max() + 1) == (pytest.approx(x1, abs=1), pytest.approx(y1, abs=1))
+
+
+def parts(one):
+    return one.image, one.scene
+
+
+def test_what_the_crop_leaves_nothing_of_is_counted_and_its_relations_go():
+    one = record(32, 96, [(0, 0, 20, 20), (40, 4, 56, 20)])
+    sample = SceneTransform(resolution=32)(one, 0)
+    assert [item.phrase for item in sample.scene.objects] == ["thing 1"]
+    assert sample.scene.relations == ()
+    assert sample.dropped == 1
+
+
+def test_small_objects_survive_where_nothing_is_cut():
+    _, scene, dropped = centre_square(*parts(record(128, 128, [(0, 0, 2, 2)])), 32)
+    assert len(scene.objects) == 1
+    assert dropped == 0
+
+
+def test_a_scene_without_a_frame_gets_one():
+    _, scene, _ = centre_square(*parts(record(40, 60, [(20, 10, 40, 30)], frame=False)), 20)
+    assert scene.frame == Frame(original=(40, 60), crop=(0, 10, 40, 40), target=(20, 20))
+
+
+def test_a_frame_of_another_size_is_refused():
+    one = record(40, 60, [(20, 10, 40, 30)])
+    with pytest.raises(ValueError, match=r"frame: target \(40, 60\)") as caught:
+        centre_square(one.image[:30], one.scene, 20)
+    assert "\n" not in str(caught.value)
+
+
+def test_flips_move_picture_and_scene_and_follow_the_position():
+    one = record(32, 32, [(2, 4, 10, 20), (20, 4, 30, 12)])
+    plain = SceneTransform(resolution=32)(one, 0)
+    transform = SceneTransform(resolution=32, flip=True, seed=9)
+    for position in range(30):
+        sample = transform(one, position)
+        if flips(9, position):
+            assert torch.equal(sample.image, plain.image.flip(-1))
+            assert sample.scene == one.scene.flip()
+            assert sample.scene.relations[0].predicate == "right of"
+        else:
+            assert torch.equal(sample.image, plain.image)
+            assert sample.scene == one.scene
+    assert 5 < sum(flips(9, position) for position in range(30)) < 25
