@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from callbacks.pictures import to_uint8
+from evaluation.generation import to_uint8
 from metrics.base import Metric
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from evaluation.generation import to_uint8
 from scenes import SceneBatch
 from scenes.draw import draw_boxes, grid
 
@@ -45,8 +46,10 @@ class Pictures(pl.Callback):
         with module.averaged(), torch.no_grad():
             drawn = module.sample(held_out.scenes, seed=self.seed)
             bare = module.sample(null, seed=self.seed) if module.conditioning.adapters else None
-        columns = {"true": held_out.images, "with the scene": drawn, "without": bare}
-        sheet = _sheet({title: images for title, images in columns.items() if images is not None}, held_out.scenes)
+        columns = {"true": held_out.images, "drawn": drawn}
+        if bare is not None:
+            columns = {"true": held_out.images, "with the scene": drawn, "without": bare}
+        sheet = _sheet(columns, held_out.scenes)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step={step:07d}.png")
         for logger in trainer.loggers:
@@ -54,11 +57,6 @@ class Pictures(pl.Callback):
                 logger.experiment.add_image("pictures", np.asarray(sheet), step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image("pictures", [sheet], step=step)
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """(B, H, W, 3) uint8 pictures of images (B, 3, H, W) in [-1, 1]."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _sheet(columns: dict[str, torch.Tensor], scenes: SceneBatch) -> Image.Image:

@@ -66,11 +66,13 @@ class SceneDiffusion(pl.LightningModule):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.conditioning = backbone, conditioning
+        self.backbone = backbone
+        self.adapters = conditioning.adapters  # registered here, so that checkpoint keys are adapters.<name>.*
+        self._conditioning = (conditioning,)
         self.objective, self.drops, self.sampler = objective, drops, sampler
         self._optimizer, self._schedule = optimizer, dict(schedule)
         self.seed, self.max_nonfinite, self.nonfinite = seed, max_nonfinite, 0
-        if conditioning.adapters:
+        if self.adapters:
             backbone.freeze()
             conditioning.attach(backbone.unet)
         else:
@@ -83,9 +85,14 @@ class SceneDiffusion(pl.LightningModule):
         self.strict_loading = False  # frozen weights are not in a checkpoint; on_load_checkpoint verifies the rest
 
     @property
+    def conditioning(self) -> Conditioning:
+        """The adapters as one."""
+        return self._conditioning[0]
+
+    @property
     def trained(self) -> nn.Module:
         """What trains, is averaged and is saved: the adapters, or the backbone where there are none."""
-        return self.conditioning if self.conditioning.adapters else self.backbone
+        return self.conditioning if self.adapters else self.backbone
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
@@ -189,11 +196,11 @@ class SceneDiffusion(pl.LightningModule):
                 raise ValueError(f"checkpoint: {kind} {len(keys)} keys, first {min(keys)}; give a checkpoint of this run")
 
     def _saved_keys(self) -> list[str]:
-        prefixes = ("conditioning." if self.conditioning.adapters else "backbone.", "average.")
+        prefixes = ("adapters." if self.adapters else "backbone.", "average.")
         return [key for key in self.state_dict() if key.startswith(prefixes)]
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "conditioning": sorted(self.conditioning.adapters),
+            "conditioning": sorted(self.adapters),
             "backbone": [type(self.backbone).__name__, self.backbone.latent_channels, self.backbone.text_width],
         }

@@ -118,7 +118,7 @@ class _Layers:
         """Reads the files that the overrides choose."""
         parsed = _parse(OverridesParser.create(), overrides)
         for override in parsed:
-            _refuse_sweep_or_number(override, loader)
+            _refuse_no_option(override, loader)
         try:
             # As `loader.compute_defaults_list`, but each file is read once for the list and the reference.
             again, files = loader._parse_overrides_and_create_caching_repo(config_name, overrides)
@@ -196,18 +196,16 @@ def _parse(parser: OverridesParser, overrides: list[str]) -> list[Override]:
         raise ConfigError(f"{error.override}: {advice}") from error
 
 
-def _refuse_sweep_or_number(override: Override, loader: ConfigLoaderImpl) -> None:
-    """Refuses several values without -m, and a number where a group's option is named."""
+def _refuse_no_option(override: Override, loader: ConfigLoaderImpl) -> None:
+    """Refuses several values without -m, and a number or null where a group's option is named."""
     if override.is_sweep_override():
         raise ConfigError(
             f"{override.input_line}: several values; sweep over them with -m, or write a list as [a,b]"
         )
-    if isinstance(override.value(), bool | int | float) and (
-        options := loader.get_group_options(override.key_or_group)
-    ):
-        raise ConfigError(
-            f"{override.input_line}: no such {override.key_or_group} (have: {', '.join(options)})"
-        )
+    key, value = override.key_or_group, override.value()
+    names_no_file = not override.is_delete() and isinstance(value, bool | int | float | None)
+    if names_no_file and (options := loader.get_group_options(key)):
+        raise ConfigError(f"{override.input_line}: no such {key} (have: {', '.join(options)})")
 
 
 def _swept(override: Override) -> list[str]:

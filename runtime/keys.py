@@ -21,7 +21,7 @@ KINDS = (
     ((ListConfig,), "a list"),
     ((DictConfig,), "a node with keys of its own"),
 )
-OMEGACONF_KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
+OMEGACONF_KINDS = {"Integer": "an integer", "Float": "a number", "bool": "true or false", "String": "text"}
 
 
 class ConfigError(ValueError):
@@ -77,8 +77,8 @@ def suggestion(path: str, reference: DictConfig) -> str:
 def reason(error: BaseException) -> str:
     """What OmegaConf has against a value, in the words of this module."""
     line = str(error).strip().splitlines()[0]
-    if found := re.search(r"could not be converted to (\w+)", line):
-        name = found[1]
+    if found := re.search(r"could not be converted to (\w+)|is not a valid (bool)", line):
+        name = found[1] or found[2]
         return f"must be {OMEGACONF_KINDS.get(name, name)}"
     return "must not be null" if "is not Optional" in line else line
 

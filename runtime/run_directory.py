@@ -60,6 +60,11 @@ class Attempt:
     checkpoint: Path | None = None  # where a resumed attempt goes on; None: from the start
     message: str = ""  # one line to say to the caller
 
+    @property
+    def step(self) -> int:
+        """The optimizer step that a resumed attempt goes on from."""
+        return 0 if self.checkpoint is None else _step(self.checkpoint)
+
 
 class RunDirectory:
     """The folder of one run.

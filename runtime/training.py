@@ -5,11 +5,13 @@ Separate from the script so that tests and notebooks call it as a function. Buil
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from loggers.metrics_csv import MetricsCsv
 from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.run_directory import Attempt, RunDirectory
 
@@ -37,11 +39,15 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     if cfg.plan:
         return module
     directory.open(cfg)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
     trainer = build_trainer(cfg)
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCsv):
+            logger.rewind(attempt.step)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        trainer.fit(module, datamodule=data, ckpt_path=attempt.checkpoint, weights_only=False)
+        trainer.fit(module, datamodule=data, ckpt_path=attempt.checkpoint, weights_only=True)
     if trainer.global_step >= cfg.trainer.max_steps:
         directory.finish(trainer.global_step)
         print(
@@ -53,7 +59,8 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # on two cores a worker process costs more than it fetches
     ".*GPU available but not used.*",
-    ".*tensorboardX.*",
+    ".*in eval mode at the start of training.*",  # frozen parts belong there
+    ".*LeafSpec.*",  # Lightning's own use of torch's pytree
 )
 
 

@@ -2,8 +2,8 @@
 
 Here live the palette, the renderer (also used by the exact scorer, `metrics.shapes_scorer`) and the source.
 Every picture is a pure function of (seed, index), so nothing is stored. Layouts are drawn on a grid of
-32 x 32 cells whatever the size of the picture: boxes are the same at size 32 and 64, and lie on whole pixels at both.
-What relations mean is in `scenes.graph`.
+32 x 32 cells whatever the size of the picture: boxes are the same at size 32 and 64, and lie on whole pixels
+at both. What relations mean is in `scenes.graph`.
 """
 
 import functools
@@ -21,7 +21,7 @@ from scenes.scene import Frame, Relation, Scene, SceneObject
 CELLS = 32
 
 # (bright, dark) RGB of each colour; the two tones make stripes and checks. Both tones and their mixture keep
-# at least 0.12 of distance in OKLab to every other colour and ground, so that an object is found by its colour.
+# 0.12 of distance in OKLab to every other colour and ground, so that an object is found by its colour.
 PALETTE: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((240, 36, 72), (108, 2, 30)),
     "green": ((34, 190, 58), (0, 80, 76)),
@@ -48,12 +48,12 @@ VOCABULARY: tuple[str, ...] = (
 
 _DIRECTIONS = ("right of", "below", "left of", "above")
 _NESTED_RATE = 0.35
-_LARGEST_SIDE = {1: 18, 2: 18, 3: 15, 4: 13}
+_LARGEST_SIDE = {1: 18, 2: 18, 3: 15, 4: 12}
 _SMALLEST_SIDE = 8
-_OUTER_SIDES = {2: (16, 24), 3: (15, 20), 4: (15, 18)}
+_OUTER_SIDES = {2: (16, 24), 3: (15, 20), 4: (15, 17)}
 # Larger inner objects hardly ever fit the outer body; not trying them keeps drawing fast.
 _INNER_SHARE = {"square": 1.0, "circle": 0.9, "triangle": 0.72, "diamond": 0.76}
-_TRIES = 8
+_TRIES = 16
 _RIM = 2  # cells of the outer object that stay visible around an inner one
 _GAP = 1  # cells between objects that are not nested, and to the border
 _TAN_NEAR_DIAGONAL = float(np.tan(np.deg2rad(45 - 8)))

@@ -22,6 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from models.backbones.base import Backbone
 from models.text import TextTower, TextTowers, word_tokenizer
 
+REPOSITORY = Path(__file__).parents[2]
+
 # What weights are tied to in a noise schedule; the rest of its config is about sampling.
 TRAINED_SCHEDULE = (
     "num_train_timesteps",
@@ -46,7 +48,7 @@ class ShapesBackbone(Backbone):
         words: words that are one token each; their order fixes the token ids.
         max_length: tokens of a padded caption.
         scheduler: noise schedule, as a diffusers scheduler config.
-        weights: file written by `save_weights`; None starts at random.
+        weights: file written by `save_weights`, a relative path also from the repository's root; None starts at random.
         resolution: side in pixels that the weights are trained at.
 
     Raises:
@@ -128,7 +130,10 @@ class ShapesBackbone(Backbone):
         Raises:
             ValueError: no such file, or weights of other settings, other keys or other shapes; each is named.
         """
-        if not Path(path).is_file():
+        path = Path(path)
+        if not path.is_absolute() and not path.is_file():
+            path = REPOSITORY / path
+        if not path.is_file():
             raise ValueError(f"backbone.weights: {path} does not exist; give a file or backbone.weights=null")
         try:
             with safe_open(str(path), framework="pt") as file:

@@ -389,9 +389,12 @@ def train_on_two_ranks(root, shards, held_out, **options):
     processes = [context.Process(target=run_rank, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
+    try:
+        found = sorted(results.get(timeout=60) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
     assert all(len(seen) == 4 for seen in found), found
     return found
 

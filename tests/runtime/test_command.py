@@ -90,10 +90,10 @@ def test_a_sweep_with_a_wrong_value_starts_no_job(call: Call) -> None:
 def test_a_sweep_checks_each_combination_when_its_turn_comes(call: Call) -> None:
     # One by one the values go with the first of the other override; only the last of the jobs cannot be.
     seen = []
-    sweep = ("-m", "task=latents,convert", "source=shapes,null", "shards=a", "out=b")
+    sweep = ("-m", "shards=a,null", "task=convert,latents", "source=shapes", "out=b")
     status, _, errors = call(*sweep, config="prepare", main=lambda cfg: seen.append(cfg.task))
-    assert (status, seen) == (2, ["latents", "latents", "convert"])
-    assert errors[-1].startswith("prepare.py: source: task=convert reads a source")
+    assert (status, seen) == (2, ["convert", "latents", "convert"])
+    assert errors[-1].startswith("prepare.py: shards: task=latents reads shards")
 
 
 def test_help_and_the_configuration_are_shown_without_running(call: Call) -> None:

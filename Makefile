@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench bench-loop clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        set up, train an adapter on two cores, evaluate it, end with a page of pictures"
+	@echo "make test        set up and run the tests"
+	@echo "make check       format, lint, docstrings, types"
+	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop)"
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python train.py run=runs/demo
+	$(BIN)/python evaluate.py run=runs/demo
+	$(BIN)/python sample.py run=runs/demo scene=examples/four_shapes.json out=runs/demo/four_shapes.png
+	@echo
+	@echo "Open runs/demo/evaluation/shapes/report.html and runs/demo/four_shapes.png"
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime
+	$(BIN)/pyright
+
+bench: bench-loop
+
+bench-loop: setup
+	$(BIN)/python -m benchmarks.loop
+
+clean:
+	rm -rf runs data .pytest_cache .ruff_cache

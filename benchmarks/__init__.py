@@ -1,0 +1,1 @@
+"""Measurements: both sides in one run, ratios rather than times. Nothing here is a test."""

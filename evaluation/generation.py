@@ -1,0 +1,84 @@
+"""Pictures for scenes: generated in batches and kept in a manifest, or read from a folder.
+
+A picture is a function of weights, sampler, seed and scene id, so batches only decide how fast they come. Scoring and
+reporting live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluation.manifest import Manifest
+from scenes import Scene, SceneBatch
+
+if TYPE_CHECKING:
+    from lightning_modules.scene_diffusion import SceneDiffusion
+
+Progress = Callable[[int, int], None]
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, H, W, 3) uint8 pictures of images (B, 3, H, W) in [-1, 1]."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def generate(
+    module: SceneDiffusion,
+    scenes: Sequence[Scene],
+    manifest: Manifest,
+    *,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> None:
+    """Draws every scene that has no whole picture yet, from the averaged weights.
+
+    Args:
+        module: the trained module.
+        scenes: what to draw; `Scene.without_layout()` draws the caption alone, from the same start latents.
+        manifest: where the pictures go.
+        seed: of the start latents.
+        batch_size: pictures at a time.
+        progress: called with (pictures done, pictures to do).
+    """
+    missing = set(manifest.missing([scene.id for scene in scenes]))
+    todo = [scene for scene in scenes if scene.id in missing]
+    with module.averaged(), torch.no_grad():
+        for start in range(0, len(todo), batch_size):
+            batch = SceneBatch(todo[start : start + batch_size], device=module.device)
+            pictures = to_uint8(module.sample(batch, seed=seed))
+            for scene, picture in zip(batch, pictures, strict=True):
+                manifest.write(scene.id, picture)
+            if progress is not None:
+                progress(min(start + batch_size, len(todo)), len(todo))
+    manifest.finish()
+
+
+def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
+    """The pictures of scenes as (H, W, 3) uint8, from a folder that something else filled with `<scene id>.png` or .jpg.
+
+    Raises:
+        ValueError: a scene has no picture there; scoring only those that exist would change the protocol.
+    """
+    folder = Path(folder)
+    missing = [scene.id for scene in scenes if _picture(folder, scene.id) is None]
+    if missing:
+        raise ValueError(
+            f"images={folder}: {len(missing)} of {len(scenes)} scenes have no picture, first {missing[0]}.png; "
+            "give one picture for each scene, named by the scene's id"
+        )
+    for scene in scenes:
+        with Image.open(_picture(folder, scene.id)) as picture:  # type: ignore[arg-type]
+            yield np.asarray(picture.convert("RGB"))
+
+
+def _picture(folder: Path, scene_id: str) -> Path | None:
+    found = (folder / f"{scene_id}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
+    return next((path for path in found if path.is_file()), None)

@@ -1,0 +1,71 @@
+"""`metrics.csv`: one line for each figure, appended as it comes, so that a killed run loses nothing and a resumed one goes on.
+
+Lightning's own CSV logger deletes the file when a run is resumed, and rewrites it whenever a new name appears.
+"""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+COLUMNS = ("step", "name", "value")
+
+
+class MetricsCsv(Logger):
+    """Appends figures to a file with the columns step, name and value.
+
+    Args:
+        file: the file; its folder is made when it is needed.
+    """
+
+    def __init__(self, *, file: str | Path) -> None:
+        super().__init__()
+        self.file = Path(file)
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.file.name
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run has one file."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends figures; Lightning's own count of epochs is left out."""
+        begins = not self.file.is_file()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
+            if begins:
+                writer.writerow(COLUMNS)
+            writer.writerows((step, name, float(value)) for name, value in metrics.items() if name != "epoch")
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's settings are in its config.yaml."""
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after the step that a run goes on from."""
+        rows = read_metrics(self.file)
+        if any(at > step for at, _, _ in rows):
+            self.file.unlink()
+            for at, name, value in rows:
+                if at <= step:
+                    self.log_metrics({name: value}, at)
+
+
+def read_metrics(file: str | Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of every whole line; an empty list where there is no file."""
+    if not Path(file).is_file():
+        return []
+    with Path(file).open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.reader(lines) if len(row) == len(COLUMNS)]
+    return [(int(step), name, float(value)) for step, name, value in rows[1:] if value]

@@ -1,0 +1,292 @@
+"""Stable Diffusion, every version whose denoiser is a diffusers UNet: SD 1.x, SD 2.x, SDXL and what was tuned from them.
+
+One class serves all: how many text encoders there are, which layer captions are read from, whether there is a pooled
+vector and size ids follows from the parts. `components/` holds the published configs of each part, so that the structure
+can be built without weights. Training and sampling live elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from models.backbones.base import Backbone
+from models.text import TextTower, TextTowers, word_tokenizer
+
+COMPONENTS = Path(__file__).parent / "components"
+ENCODERS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
+TOWERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GATED = ("fuser", "position_net")  # what attention_type="gated" adds to a UNet
+
+
+class StableDiffusion(Backbone):
+    """A latent diffusion model with a KL autoencoder and CLIP text encoders.
+
+    With a pooled caption vector (SDXL) captions are read from the last layer but one of each encoder, else from the last
+    one; SD 2.x is published with its last layer cut off, so that both give what its training used. The autoencoder is kept
+    in fp32 through every cast and outside autocast, because in half precision it overflows.
+
+    Args:
+        unet: the denoiser.
+        vae: the autoencoder; brought to fp32.
+        towers: text encoders with their tokenizers, in the order in which their features are concatenated.
+        scheduler_config: config of a diffusers noise scheduler.
+        resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
+
+    Raises:
+        ValueError: parts that do not belong together.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        towers: Sequence[TextTower],
+        scheduler_config: Mapping[str, Any],
+        resolution: int | None = None,
+    ) -> None:
+        if vae.config.latent_channels != unet.config.in_channels:
+            raise ValueError(
+                f"unet.in_channels: {unet.config.in_channels} is not the autoencoder's {vae.config.latent_channels} "
+                "latent channels; take a text-to-image UNet and the autoencoder that belongs to it"
+            )
+        latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        pooled = unet.config.addition_embed_type == "text_time"
+        super().__init__(
+            unet=unet,
+            text=TextTowers(towers, caption_layer="penultimate" if pooled else "last", caption_pooled=pooled),
+            scheduler_config=dict(scheduler_config),
+            latent_scale=latent_scale,
+            resolution=resolution or unet.config.sample_size * latent_scale,
+        )
+        self.vae = vae.float()
+        self.freeze()
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: str = "float32",
+        resolution: int | None = None,
+        vae: str | Path | None = None,
+    ) -> StableDiffusion:
+        """Opens published weights: a folder in diffusers' layout, or the name of a model on the hub.
+
+        A UNet that was saved with GLIGEN's layers (`attention_type="gated"`) is opened without them: they are an adapter's.
+
+        Args:
+            path: folder or hub name.
+            revision: commit, tag or branch on the hub.
+            variant: suffix of the weight files ("fp16").
+            dtype: "float32", "bfloat16" or "float16", of the denoiser and the text encoders.
+            resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
+            vae: folder or hub name of another autoencoder.
+
+        Raises:
+            ValueError: nothing there, a part is missing, or a part lacks weights.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype: {dtype!r} is unknown; take {', '.join(DTYPES)}")
+        where: dict[str, Any] = {"revision": revision}
+        weights = {**where, "variant": variant, "output_loading_info": True}
+        cast = {**weights, "dtype": DTYPES[dtype]}
+        with _opening("path", path, "scheduler"):  # first: the smallest file
+            scheduler_config = DDPMScheduler.load_config(str(path), subfolder="scheduler", **where)
+        with _opening("path", path, "unet"):
+            unet = _complete(
+                path,
+                "unet",
+                UNet2DConditionModel.from_pretrained(
+                    str(path), subfolder="unet", attention_type="default", **cast
+                ),
+                allowed=GATED,
+            )
+        own = (path, "vae", "path") if vae is None else (vae, None, "vae")
+        with _opening(own[2], own[0], own[1]):
+            settings = weights if vae is None else {"output_loading_info": True}
+            autoencoder = _complete(
+                own[0],
+                own[1] or "weights",
+                AutoencoderKL.from_pretrained(str(own[0]), subfolder=own[1], dtype=torch.float32, **settings),
+            )
+        towers = []
+        for encoder, tokenizer in TOWERS[: 2 if unet.config.addition_embed_type == "text_time" else 1]:
+            with _opening("path", path, encoder):
+                config = CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where)
+                loaded = _encoder_class(config).from_pretrained(str(path), subfolder=encoder, **cast)
+                model = _complete(path, encoder, loaded, allowed=("position_ids",))
+            with _opening("path", path, tokenizer):
+                towers.append(
+                    TextTower(CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer, **where), model)
+                )
+        return cls(
+            unet=unet,
+            vae=autoencoder,
+            towers=towers,
+            scheduler_config=scheduler_config,
+            resolution=resolution,
+        )
+
+    @classmethod
+    def from_configs(
+        cls,
+        components: str | Path,
+        *,
+        device: str = "meta",
+        seed: int = 0,
+        dtype: str = "float32",
+        resolution: int | None = None,
+    ) -> StableDiffusion:
+        """Builds the structure without weights, for plans and benchmarks.
+
+        No vocabulary is part of the structure, so text is read as bytes, and only where the device holds values.
+
+        Args:
+            components: name of a folder in `components/`, or a folder of that layout.
+            device: "meta" holds shapes only; any other device holds random weights.
+            seed: seed of the random weights.
+            dtype: "float32", "bfloat16" or "float16", of the denoiser and the text encoders.
+            resolution: as in `from_folder`.
+
+        Raises:
+            ValueError: no such components.
+        """
+        folder = COMPONENTS / components if isinstance(components, str) else components
+        if not (folder / "unet" / "config.json").is_file():
+            known = ", ".join(sorted(entry.name for entry in COMPONENTS.iterdir()))
+            raise ValueError(f"backbone.components: {components} has no unet/config.json; take one of {known}")
+        # Building draws from the global generator, which belongs to the caller.
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(seed)
+            unet = UNet2DConditionModel.from_config(_read(folder / "unet" / "config.json"))
+            vae = AutoencoderKL.from_config(_read(folder / "vae" / "config.json"))
+            encoders = []
+            for name, _ in TOWERS:
+                if (folder / name).is_dir():
+                    config = CLIPTextConfig(**_read(folder / name / "config.json"))
+                    encoders.append(_encoder_class(config)(config).to(DTYPES[dtype]))
+        towers = [
+            TextTower(word_tokenizer([], max_length=encoder.config.max_position_embeddings), encoder)
+            for encoder in encoders
+        ]
+        return cls(
+            unet=unet.to(DTYPES[dtype]),
+            vae=vae,
+            towers=towers,
+            scheduler_config=_read(folder / "scheduler" / "scheduler_config.json"),
+            resolution=resolution,
+        )
+
+    def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self.vae.encode(images.float()).latent_dist
+            latents = posterior.mode() if generator is None else posterior.sample(generator)
+            return (latents - self._shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], clamped, fp32, of latents (B, C, h, w)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            scaled = latents.float() / self.vae.config.scaling_factor + self._shift
+            return self.vae.decode(scaled).sample.clamp(-1, 1)
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.shift_factor or 0.0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StableDiffusion:
+        """Applies `.to(…)` and its kin to all parts, but only the device to the autoencoder: it keeps fp32."""
+        vae = self._modules.pop("vae", None)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            if vae is not None:
+                self._modules["vae"] = vae
+        if vae is not None:
+            vae._apply(lambda value: _moved(value, fn))
+        return self
+
+
+def stable_diffusion(
+    path: str | Path, *, components: str | Path, skeleton: bool = False, **settings: Any
+) -> StableDiffusion:
+    """Opens weights, or with `skeleton` builds only the structure, on the meta device (`train.py plan=true`).
+
+    Args:
+        path: folder or hub name of the weights.
+        components: name of the structure's folder in `components/`.
+        skeleton: leave the weights away.
+        settings: of `StableDiffusion.from_folder`.
+    """
+    if not skeleton:
+        return StableDiffusion.from_folder(path, **settings)
+    kept = {key: settings[key] for key in ("dtype", "resolution") if key in settings}
+    return StableDiffusion.from_configs(components, **kept)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _encoder_class(config: CLIPTextConfig) -> type[CLIPTextModel] | type[CLIPTextModelWithProjection]:
+    name = (config.architectures or ["CLIPTextModel"])[0]
+    if name not in ENCODERS:
+        raise ValueError(f"text_encoder.architectures: {name} is not supported; take {' or '.join(ENCODERS)}")
+    return ENCODERS[name]
+
+
+def _moved(value: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor where `fn` would put it, in its own precision."""
+    if value.is_meta:  # nothing to round, and only fn can bring it into being
+        return fn(value).to(value.dtype)
+    return value.to(fn(value.new_empty(0)).device)
+
+
+@contextmanager
+def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]:
+    """Turns what the libraries raise for a path that cannot be opened into one line that names the setting."""
+    text = str(path)
+    what = f"backbone.{setting}: {text}"
+    if Path(text).is_dir():
+        if part and not (Path(text) / part).is_dir():
+            raise ValueError(f"{what} has no folder {part}; give a folder in diffusers' layout")
+    elif text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ValueError(f"{what} is no folder here; give a folder in diffusers' layout or a name on the hub")
+    try:
+        yield
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())[:160]
+        kind = "lacks files in" if Path(text).is_dir() else "is no folder here, and the hub gave no"
+        raise ValueError(
+            f"{what} {kind} {part or 'autoencoder'} ({reason}); give a folder in diffusers' layout"
+        ) from error
+
+
+def _complete(
+    path: str | Path, part: str, loaded: tuple[Any, Mapping[str, Any]], *, allowed: Sequence[str] = ()
+) -> Any:
+    """The loaded model, once every weight has found its place; keys with a part in `allowed` may be left over."""
+    model, info = loaded
+    spare = [key for key in info["unexpected_keys"] if not set(key.split(".")) & set(allowed)]
+    faults = {
+        "missing keys": sorted(info["missing_keys"]),
+        "unexpected keys": sorted(spare),
+        "other shapes": sorted(str(key) for key in info["mismatched_keys"]),
+    }
+    if any(faults.values()):
+        named = "; ".join(f"{what} {keys[:4]} of {len(keys)}" for what, keys in faults.items() if keys)
+        raise ValueError(f"backbone.path: {path}/{part}: {named}; take weights that fit their config.json")
+    return model

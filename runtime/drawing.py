@@ -1,0 +1,35 @@
+"""What `sample.py` does once its configuration is checked: read the scene, draw it under each seed, save one sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from evaluation.generation import to_uint8
+from runtime.evaluation import load_module
+from scenes import SceneBatch, load_scene
+from scenes.draw import draw_boxes, draw_graph, grid
+
+
+def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
+    """Saves a sheet: the scene's graph, then for each seed the picture with its boxes, plain, and without the scene.
+
+    Raises:
+        SceneError: the scene file is not a scene; the field is named.
+    """
+    scene = load_scene(cfg.scene)
+    module, _ = load_module(run_cfg, None)
+    titles = ["scene graph", "with boxes", "picture", "without the scene"]
+    rows = []
+    for seed in cfg.seeds:
+        with module.averaged(), torch.no_grad():
+            pair = SceneBatch([scene, scene.without_layout()], device=module.device)
+            with_scene, without = (Image.fromarray(image) for image in to_uint8(module.sample(pair, seed=seed)))
+        drawn = draw_boxes(with_scene, scene)
+        plain = [picture.resize(drawn.size, Image.Resampling.NEAREST) for picture in (with_scene, without)]
+        rows.append([draw_graph(scene, size=drawn.size), drawn, *plain])
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    grid(rows, titles=titles).save(cfg.out)

@@ -1,0 +1,212 @@
+"""What `evaluate.py` does once its configuration is checked: reload the run, generate, score, report.
+
+Each arm is a set of pictures for the same scenes: drawn with the scene, drawn without it, the true pictures (ceiling) and
+true pictures of other scenes (floor), or pictures that something else made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+from datamodules.shards import ShardSet, has_shards
+from evaluation.generation import generate, read_folder
+from evaluation.manifest import Manifest
+from evaluation.report import PictureRow, choose, write_metrics, write_report
+from loggers.metrics_csv import read_metrics
+from metrics.base import Metric
+from runtime.build import build_module
+from runtime.run_directory import RunDirectory, RunError
+from scenes import Scene
+
+if TYPE_CHECKING:
+    from lightning_modules.scene_diffusion import SceneDiffusion
+
+LIBRARIES = ("torch", "diffusers", "transformers", "pytorch-lightning", "numpy")
+CURVES = ("train/loss", "validation/loss", "layout/")
+Arms = dict[str, list[np.ndarray]]
+
+
+def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffusion, Path]:
+    """The module of a run with the weights of a checkpoint, and which checkpoint that is.
+
+    Args:
+        run_cfg: the run's own configuration.
+        checkpoint: a file; None takes the newest whole one of the run.
+
+    Raises:
+        RunError: the run has no checkpoint.
+    """
+    path = Path(checkpoint) if checkpoint else RunDirectory(run_cfg.run).newest_checkpoint()
+    if path is None or not path.is_file():
+        raise RunError(
+            f"run={run_cfg.run}: no checkpoint {path or 'yet'}; train it first: python train.py run={run_cfg.run}"
+        )
+    module = build_module(run_cfg)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(stored)
+    module.load_state_dict(stored["state_dict"], strict=False)  # on_load_checkpoint has verified the keys
+    module.loaded_step = stored["global_step"]
+    return module.eval(), path
+
+
+def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
+    """Scenes and true pictures of a protocol's split.
+
+    Raises:
+        ValueError: the split has fewer scenes than the protocol asks for.
+    """
+    node = instantiate(protocol, _convert_="all")
+    if node.get("make") is not None and not has_shards(node["shards"]):
+        node["make"](out=node["shards"])
+    records = ShardSet(node["shards"])
+    if len(records) < node["scenes"]:
+        raise ValueError(
+            f"protocol.scenes: {node['scenes']} but {node['shards']} holds {len(records)}; lower it or give more shards"
+        )
+    rows = [records[place] for place in range(node["scenes"])]
+    return [row.scene for row in rows], [row.image for row in rows]
+
+
+def score(metrics: Mapping[str, Metric], pictures: Iterable[np.ndarray], scenes: list[Scene]) -> dict[str, Any]:
+    """What every metric says of one arm, by the metrics' own value names; per-scene rows stay on the metrics."""
+    for metric in metrics.values():
+        metric.reset()
+    for picture, scene in zip(pictures, scenes, strict=True):
+        for metric in metrics.values():
+            metric.update(picture[None], [scene])
+    return {name: value for metric in metrics.values() for name, value in metric.compute().items()}
+
+
+def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], out: Path) -> tuple[Arms, dict[str, Any]]:
+    """Pictures with the scene and without it, and what the report says of the weights."""
+    module, checkpoint = load_module(run_cfg, cfg.checkpoint)
+    about = {
+        "step": module.loaded_step,
+        "samples_seen": module.loaded_step * run_cfg.batch_size,
+        "weights_sha256": weights_hash(module),
+        "checkpoint": checkpoint.name,
+    }
+    arms = {"with_scene": scenes}
+    if module.conditioning.adapters:
+        arms["without_scene"] = [scene.without_layout() for scene in scenes]
+    pictures: Arms = {}
+    for arm, asked in arms.items():
+        settings = {
+            "weights": about["weights_sha256"],
+            "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
+            "seed": cfg.protocol.seed,
+            "arm": arm,
+        }
+        manifest = Manifest(out / arm, settings)
+        with tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar:
+            done = len(asked) - len(manifest.missing([scene.id for scene in asked]))
+            bar.update(done)
+            generate(
+                module,
+                asked,
+                manifest,
+                seed=cfg.protocol.seed,
+                batch_size=cfg.batch_size or cfg.protocol.batch_size,
+                progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
+            )
+        pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
+    return pictures, about
+
+
+def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
+    """Generates or reads pictures, scores them beside ceiling and floor, and writes `metrics.json` and `report.html`."""
+    out = Path(cfg.out or Path(cfg.run) / "evaluation" / cfg.protocol.name)
+    scenes, true = held_out(cfg.protocol)
+    metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
+    if cfg.images is None:
+        arms, about = generated_arms(cfg, run_cfg, scenes, out)
+    else:
+        pictures = true if cfg.images == "real" else list(read_folder(cfg.images, scenes))
+        arms, about = {"with_scene": pictures}, {"step": None, "samples_seen": None, "weights_sha256": None}
+        about["checkpoint"] = f"images={cfg.images}"
+    arms |= {"ceiling": true, "floor": [*true[1:], true[0]]}
+    values, rows = {}, {}
+    for arm, pictures in arms.items():
+        values[arm] = score(metrics, pictures, scenes)
+        rows[arm] = [row for metric in metrics.values() for row in getattr(metric, "rows", [])]
+    result = {
+        "values": values,
+        "protocol": protocol_of(cfg, run_cfg),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
+        "run": str(cfg.run),
+        **about,
+    }
+    write_metrics(out / "metrics.json", result)
+    write_report(
+        out / "report.html", result, pictures=picture_rows(scenes, arms, rows), curves=curves(Path(cfg.run))
+    )
+    return {**result, "out": out}
+
+
+def picture_rows(scenes: list[Scene], arms: Arms, rows: Mapping[str, list[dict[str, Any]]]) -> list[PictureRow]:
+    """The scenes that the report shows: a fixed choice, the best and the worst."""
+    scores = {
+        arm: [{key: value for key, value in row.items() if isinstance(value, int | float) or value is None} for row in rows[arm]]
+        for arm in arms
+    }
+    chosen = choose({scene.id: scores["with_scene"][place].get("layout_iou") for place, scene in enumerate(scenes)})
+    wanted = {*chosen.fixed, *chosen.best, *chosen.worst}
+    return [
+        PictureRow(
+            scene=scene,
+            true=Image.fromarray(arms["ceiling"][place]),
+            with_scene=Image.fromarray(arms["with_scene"][place]),
+            without_scene=Image.fromarray(arms["without_scene"][place]) if "without_scene" in arms else None,
+            scores={arm: scores[arm][place] for arm in arms if arm != "floor"},
+        )
+        for place, scene in enumerate(scenes)
+        if scene.id in wanted
+    ]
+
+
+def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
+    """Everything that a reader needs to make the numbers again."""
+    return {
+        "name": cfg.protocol.name,
+        "split": cfg.protocol.shards,
+        "scenes": cfg.protocol.scenes,
+        "sampler": run_cfg.sampler.scheduler["_target_"].split(".")[1] if cfg.images is None else None,
+        "steps": run_cfg.sampler.steps if cfg.images is None else None,
+        "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
+        "grounding_fraction": run_cfg.sampler.grounding_fraction if cfg.images is None else None,
+        "seeds": [cfg.protocol.seed],
+        "filters": [],
+        "images": cfg.images,
+    }
+
+
+def weights_hash(module: SceneDiffusion) -> str:
+    """SHA-256 over the averaged weights that draw the pictures, frozen ones included."""
+    digest = hashlib.sha256()
+    with module.averaged():
+        for part in (module.backbone, module.conditioning):
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """Loss and layout scores over steps, from the run's `metrics.csv`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step, name, value in read_metrics(run / "metrics.csv"):
+        if name.startswith(CURVES):
+            found.setdefault(name, []).append((step, value))
+    return found

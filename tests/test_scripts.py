@@ -1,0 +1,196 @@
+"""The scripts as people run them: train, killed and resumed, evaluated, sampled, prepared, and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from loggers.metrics_csv import read_metrics
+
+REPO = Path(__file__).parents[1]
+SMALL = (
+    "batch_size=4",
+    "trainer.max_steps=12",
+    "trainer.save_every=4",
+    "trainer.log_every=1",
+    "trainer.validate_every=6",
+    "optimizer.warmup_steps=2",
+    "data.make.source.count=48",
+    "data.make_validation.source.count=8",
+    "callback.layout_score.scenes=2",
+    "callback.pictures.scenes=2",
+    "sampler.steps=2",
+)
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, script, *arguments],
+        cwd=REPO,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(script: str, *arguments: str, status: int = 0) -> str:
+    process = start(script, *arguments)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == status, f"{out}\n{err}"
+    return out if status == 0 else err
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> str:
+    return f"paths.data={tmp_path_factory.mktemp('data')}"
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    command = (f"run={folder}", data, *SMALL)
+    out = run("train.py", *command)
+    assert "finished at step 12" in out
+    return folder, command
+
+
+def test_a_run_directory_holds_all_of_a_run(trained):
+    folder, command = trained
+    assert {"config.yaml", "metrics.csv", "pictures", "checkpoints", "finished.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    steps = [step for step, name, _ in read_metrics(folder / "metrics.csv") if name == "train/loss"]
+    assert steps == list(range(12))
+    assert "finished at step 12" in run("train.py", *command)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {step: value for step, name, value in read_metrics(folder / "metrics.csv") if name == "train/loss"}
+
+
+def test_killed_and_started_again_it_ends_as_if_unbroken(trained, data, tmp_path):
+    folder = tmp_path / "killed"
+    process = start("train.py", f"run={folder}", data, *SMALL)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and max(losses(folder), default=0) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    out = run("train.py", f"run={folder}", data, *SMALL)
+    assert "goes on from step=" in out
+    assert losses(folder) == losses(trained[0])
+    ends = [
+        torch.load(place / "checkpoints" / "step=12.ckpt", weights_only=True)["state_dict"]
+        for place in (trained[0], folder)
+    ]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_evaluation_gives_the_same_numbers_again_and_in_other_batches(trained, data, tmp_path):
+    folder = trained[0]
+    common = (f"run={folder}", data, "protocol.scenes=6", "protocol.make.source.count=6")
+    results, pictures = [], []
+    for name, size in (("a", 6), ("b", 6), ("c", 4)):
+        run("evaluate.py", *common, f"out={tmp_path / name}", f"protocol.batch_size={size}")
+        results.append(json.loads((tmp_path / name / "metrics.json").read_text())["values"])
+        files = sorted((tmp_path / name / "with_scene" / "pictures").glob("*.png"))
+        pictures.append(np.stack([np.asarray(Image.open(file)).astype(int) for file in files]))
+        assert (tmp_path / name / "report.html").stat().st_size > 10_000
+    assert results[0] == results[1]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert abs(pictures[0] - pictures[2]).max() <= 1
+    for arm, values in results[0].items():
+        for name, value in values.items():
+            assert results[2][arm][name]["mean"] == pytest.approx(value["mean"], abs=1e-3)
+
+
+def test_real_pictures_are_the_upper_bound(trained, data, tmp_path):
+    run(
+        "evaluate.py",
+        f"run={trained[0]}",
+        data,
+        "protocol.scenes=6",
+        "protocol.make.source.count=6",
+        "images=real",
+        f"out={tmp_path}",
+    )
+    values = json.loads((tmp_path / "metrics.json").read_text())["values"]
+    assert values["with_scene"] == values["ceiling"]
+    assert values["ceiling"]["layout_iou"]["mean"] > 0.95
+
+
+def test_a_scene_file_becomes_a_picture(trained, tmp_path):
+    out = tmp_path / "sheet.png"
+    run("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
+    assert Image.open(out).size[0] > 512
+
+
+def test_shapes_become_shards_and_a_changed_byte_is_found(tmp_path):
+    shards = tmp_path / "shards"
+    run("prepare.py", "source=shapes", "source.count=20", f"out={shards}", "shard_size=8")
+    assert "3 shards, 20 samples" in run("prepare.py", "task=check", f"shards={shards}", f"out={tmp_path}")
+    file = shards / "000001.tar"
+    content = bytearray(file.read_bytes())
+    content[700] ^= 1
+    file.write_bytes(content)
+    error = run("prepare.py", "task=check", f"shards={shards}", f"out={tmp_path}", status=2)
+    assert "000001.tar" in error or "prepare it again" in error
+
+
+def refusal(script: str, *arguments: str) -> str:
+    error = run(script, *arguments, status=2)
+    lines = [line for line in error.splitlines() if line.startswith(f"{script}: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def test_bad_folders_are_refused_in_one_line(trained, data, tmp_path):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("mine")
+    assert "holds no run" in refusal("train.py", f"run={occupied}", data, *SMALL)
+    assert [path.name for path in occupied.iterdir()] == ["thesis.txt"]
+    assert "holds no run" in refusal("evaluate.py", f"run={tmp_path / 'nothing'}", data)
+    assert "index" in refusal(
+        "train.py",
+        f"run={tmp_path / 'r'}",
+        *SMALL,
+        f"data.shards={occupied}",
+        "data.make=null",
+        "data.validation_shards=null",
+    )
+    assert not (tmp_path / "r").exists()
+    other = refusal("train.py", *[a for a in trained[1] if not a.startswith("batch_size")], "batch_size=8")
+    assert "batch_size was 4, now 8" in other
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"objects": [{"phrase": "red plain circle", "box": [0.5, 0.5, 1.5, 0.9]}]}, "objects[0].box"),
+        ({"objects": [{"phrase": "red plain circle", "box": [0.5, 0.5, 0.1, 0.9]}]}, "objects[0].box"),
+        ({"relations": [{"subject": 0, "predicate": "above", "object": 7}]}, "relations[0].object"),
+    ],
+)
+def test_a_scene_that_cannot_be_drawn_is_refused_by_its_field(change, field, trained, tmp_path):
+    scene = json.loads((REPO / "examples" / "four_shapes.json").read_text())
+    if "objects" in change:
+        scene["relations"] = []
+    file = tmp_path / "scene.json"
+    file.write_text(json.dumps({**scene, **change}))
+    out = tmp_path / "never.png"
+    assert field in refusal("sample.py", f"run={trained[0]}", f"scene={file}", f"out={out}")
+    assert not out.exists()
