@@ -18,9 +18,7 @@ class Gates(pl.Callback):
     def __init__(self, *, every: int) -> None:
         self.every = every
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         """Logs before the gradient is clipped."""
         if trainer.global_step % self.every:
             return

@@ -24,9 +24,7 @@ class LayoutScore(pl.Callback):
     def __init__(self, *, metric: Metric, every: int, scenes: int = 32, seed: int = 0) -> None:
         self.metric, self.every, self.scenes, self.seed = metric, every, scenes, seed
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Scores on the steps that are due."""
         step = trainer.global_step
         due = step % self.every == 0 and trainer.fit_loop.epoch_loop._should_accumulate() is False

@@ -30,9 +30,7 @@ class Pictures(pl.Callback):
     def __init__(self, *, folder: str, every: int, scenes: int = 6, seed: int = 0) -> None:
         self.folder, self.every, self.scenes, self.seed = Path(folder), every, scenes, seed
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws on the steps that are due."""
         step = trainer.global_step
         due = step % self.every == 0 and trainer.fit_loop.epoch_loop._should_accumulate() is False
@@ -61,5 +59,8 @@ class Pictures(pl.Callback):
 
 def _sheet(columns: dict[str, torch.Tensor], scenes: SceneBatch) -> Image.Image:
     pictures = [[Image.fromarray(image) for image in to_uint8(images)] for images in columns.values()]
-    rows = [[draw_boxes(cell, scene) for cell in row] for row, scene in zip(zip(*pictures, strict=True), scenes, strict=True)]
+    rows = [
+        [draw_boxes(cell, scene) for cell in row]
+        for row, scene in zip(zip(*pictures, strict=True), scenes, strict=True)
+    ]
     return grid(rows, titles=list(columns))

@@ -251,9 +251,7 @@ class Sample:
     def __post_init__(self) -> None:
         """Refuses values that no picture can have."""
         if not self.seeds or min(self.seeds) < 0:
-            raise ValueError(
-                f"seeds={list(self.seeds)}: must be one or more numbers from 0 up, such as seeds=[0,1]"
-            )
+            raise ValueError(f"seeds={list(self.seeds)}: must be one or more numbers from 0 up, such as seeds=[0,1]")
 
 
 @dataclass(kw_only=True)
@@ -274,9 +272,7 @@ class Prepare:
         _choose("task", self.task, TASKS)
         _at_least("", self, shard_size=1, count=1, seed=0)
         if self.task == "convert" and self.source is None:
-            raise ValueError(
-                "source: task=convert reads a source; name one with source=NAME, such as source=shapes"
-            )
+            raise ValueError("source: task=convert reads a source; name one with source=NAME, such as source=shapes")
         if self.task != "convert" and self.shards is None:
             raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
 

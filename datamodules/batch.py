@@ -23,9 +23,7 @@ class Batch:
         dropped: Objects of these scenes that the crop to the resolution left too little of.
     """
 
-    def __init__(
-        self, images: torch.Tensor, *, scenes: SceneBatch, positions: torch.Tensor, dropped: int = 0
-    ) -> None:
+    def __init__(self, images: torch.Tensor, *, scenes: SceneBatch, positions: torch.Tensor, dropped: int = 0) -> None:
         self.images = images
         self.scenes = scenes
         self.positions = positions

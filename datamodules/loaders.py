@@ -24,9 +24,7 @@ class PositionDataset(Dataset[Sample]):
         order: Which one is at a position; without it they come as they are stored.
     """
 
-    def __init__(
-        self, shards: ShardSet, transform: SceneTransform, *, order: SampleOrder | None = None
-    ) -> None:
+    def __init__(self, shards: ShardSet, transform: SceneTransform, *, order: SampleOrder | None = None) -> None:
         self._shards = shards
         self._transform = transform
         self._order = order

@@ -84,15 +84,11 @@ class SampleOrder:
     def __init__(self, shard_sizes: Sequence[int], *, seed: int, window: int) -> None:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         if self.shard_sizes.ndim != 1 or self.shard_sizes.size == 0 or self.shard_sizes.min() < 1:
-            raise ValueError(
-                "shard_sizes: there must be a shard, and a sample at least in each; make the shards again"
-            )
+            raise ValueError("shard_sizes: there must be a shard, and a sample at least in each; make the shards again")
         if seed < 0:
             raise ValueError(f"seed={seed}: a seed is 0 or more; choose another")
         if window < 1:
-            raise ValueError(
-                f"window={window}: give the number of shards that are shuffled together, 1 or more"
-            )
+            raise ValueError(f"window={window}: give the number of shards that are shuffled together, 1 or more")
         self.seed = seed
         self.window = window
         self.samples = int(self.shard_sizes.sum())
@@ -209,9 +205,7 @@ def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) ->
             f"set validation_batch_size={ranks} or more"
         )
     if samples < ranks:
-        raise ValueError(
-            f"validation_shards: {samples} samples for ranks={ranks}; give one sample a rank at least"
-        )
+        raise ValueError(f"validation_shards: {samples} samples for ranks={ranks}; give one sample a rank at least")
     # batch_size counts whole shares: floor(batch_size / ranks) of them fill a batch on every rank.
     batches = -(-samples // (batch_size // ranks * ranks))
     batches = min(batches, samples // ranks)

@@ -112,9 +112,7 @@ class SceneDataModule(pl.LightningDataModule):
     def teardown(self, stage: str | None = None) -> None:
         """Say what was lost."""
         if self.dropped_objects:
-            log.warning(
-                "%d objects went because the centre crop left too little of them", self.dropped_objects
-            )
+            log.warning("%d objects went because the centre crop left too little of them", self.dropped_objects)
 
     @functools.cached_property
     def training_set(self) -> ShardSet:
@@ -205,9 +203,7 @@ class SceneDataModule(pl.LightningDataModule):
     def _check(self, trainer: pl.Trainer) -> None:
         """Refuse settings of the trainer under which positions would not follow from the step."""
         if trainer.max_steps < 0:
-            raise ValueError(
-                "trainer.max_steps=-1: a run is a number of optimizer steps; set trainer.max_steps"
-            )
+            raise ValueError("trainer.max_steps=-1: a run is a number of optimizer steps; set trainer.max_steps")
         if trainer.overfit_batches:
             raise ValueError(
                 f"trainer.overfit_batches={trainer.overfit_batches}: no batch of a stream comes again; "

@@ -56,9 +56,7 @@ def read_index(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise ShardError(f"shards={path}: {INDEX} is not an index of shards; {MAKE_AGAIN}") from None
     if found != (FORMAT, VERSION):
-        raise ShardError(
-            f"shards={path}: {INDEX} is of format {found}, this is {(FORMAT, VERSION)}; {MAKE_AGAIN}"
-        )
+        raise ShardError(f"shards={path}: {INDEX} is of format {found}, this is {(FORMAT, VERSION)}; {MAKE_AGAIN}")
     return index
 
 

@@ -32,9 +32,7 @@ _PICTURE_FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_shards(
-    source: Source, out: str | Path, *, shard_size: int = 1000, progress: Progress | None = None
-) -> Path:
+def write_shards(source: Source, out: str | Path, *, shard_size: int = 1000, progress: Progress | None = None) -> Path:
     """Write a source as shards, whole or not at all.
 
     The same source gives the same bytes, so the checksums tell whether two folders hold the same data.
@@ -156,9 +154,7 @@ class _HashingFile:
 
 
 @contextlib.contextmanager
-def _shard_writer(
-    path: Path, entries: list[ShardEntry], *, out: Path
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _shard_writer(path: Path, entries: list[ShardEntry], *, out: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives a function that writes samples to a new shard, whose entry is appended at the end."""
     count = 0
     with _disk(out):
@@ -199,8 +195,7 @@ def _disk(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ShardError(
-            f"out={out}: {error.strerror or error}; nothing was left behind: "
-            "free some space or choose another folder"
+            f"out={out}: {error.strerror or error}; nothing was left behind: free some space or choose another folder"
         ) from error
 
 

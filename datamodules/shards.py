@@ -134,13 +134,9 @@ class ShardSet:
             scene = Scene.from_json(json.loads(parts.pop(SCENE)))
             (picture,) = parts.values()
             with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
-                return Record(
-                    scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB"))
-                )
+                return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
         except (OSError, ValueError) as error:
-            raise ShardError(
-                f"{where}: {error}; run `python prepare.py task=check shards={self.path}`"
-            ) from error
+            raise ShardError(f"{where}: {error}; run `python prepare.py task=check shards={self.path}`") from error
 
     def _opened(self, shard: int) -> _OpenShard:
         opened = self._open.get(shard)

@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 
 
-def write_atomically(
-    path: str | Path, content: bytes, *, temporary: str | None = None, sync: bool = True
-) -> None:
+def write_atomically(path: str | Path, content: bytes, *, temporary: str | None = None, sync: bool = True) -> None:
     """Writes to a temporary name beside `path`, then renames.
 
     Args:

@@ -18,9 +18,7 @@ MOST_POINTS = 400  # a chart is not wider than this many pixels by much
 SMOOTHED_FROM = 80
 ROUGH = 4.0  # a curve whose ups and downs add to this many times its range is read better smoothed
 DOTTED_TO = 60
-LOG_FROM = (
-    20.0  # ratio of the largest to the smallest loss from which a linear axis hides the end of training
-)
+LOG_FROM = 20.0  # ratio of the largest to the smallest loss from which a linear axis hides the end of training
 LANES = {"with_scene": 15, "without_scene": 33}
 
 
@@ -52,17 +50,12 @@ def interval_chart(values: Values) -> str:
 
 def _interval_group(values: Values, names: list[str], marks: list[float]) -> str:
     rows = "".join(
-        f'<div class="interval-name">{escape(title(name))}</div>{_interval_row(values, name, marks)}'
-        for name in names
+        f'<div class="interval-name">{escape(title(name))}</div>{_interval_row(values, name, marks)}' for name in names
     )
     axis = "".join(
-        f'<span style="left:{_across(mark, marks):.2f}%">{escape(_tick(mark, marks))}</span>'
-        for mark in marks
+        f'<span style="left:{_across(mark, marks):.2f}%">{escape(_tick(mark, marks))}</span>' for mark in marks
     )
-    return (
-        f'<div class="intervals">{rows}<div></div>'
-        f'<div class="interval-axis" aria-hidden="true">{axis}</div></div>'
-    )
+    return f'<div class="intervals">{rows}<div></div><div class="interval-axis" aria-hidden="true">{axis}</div></div>'
 
 
 def _interval_row(values: Values, name: str, marks: list[float]) -> str:
@@ -76,9 +69,7 @@ def _interval_row(values: Values, name: str, marks: list[float]) -> str:
         low, high = sorted(frame.values())
         parts.append(f'<rect class="band" x="{low:.2f}%" width="{high - low:.2f}%" y="3" height="42"/>')
     for arm, x in frame.items():
-        parts.append(
-            _upright(arm, x, 3, 45, said=f"{ARMS[arm]} {number(shown[arm]['mean'], digits=decimals)}")
-        )
+        parts.append(_upright(arm, x, 3, 45, said=f"{ARMS[arm]} {number(shown[arm]['mean'], digits=decimals)}"))
     parts += [_dot(arm, shown[arm], marks, decimals) for arm in LANES if arm in shown]
     label = escape(f"{title(name)}: {said}")
     return f'<svg class="interval" role="img" aria-label="{label}">{"".join(parts)}</svg>'
@@ -90,9 +81,7 @@ def _upright(kind: str, x: float, top: int, bottom: int, *, said: str = "") -> s
 
 
 def _dot(arm: str, value: dict[str, Any], marks: list[float], decimals: int) -> str:
-    mean, *interval = (
-        value[end] if value[end] is not None else value["mean"] for end in ("mean", "low", "high")
-    )
+    mean, *interval = (value[end] if value[end] is not None else value["mean"] for end in ("mean", "low", "high"))
     x, low, high = (_across(place, marks) for place in (mean, *interval))
     y = LANES[arm]
     said = [number(place, digits=decimals) for place in (mean, *interval)]
@@ -163,9 +152,7 @@ def _figure(name: str, aside: str, inside: str) -> str:
     return f'<figure class="curve card"><figcaption>{caption}</figcaption>{inside}</figure>'
 
 
-def _plot(
-    axes: _Axes, steps: list[float], drawn: list[float], smooth: list[float], levels: dict[str, float]
-) -> str:
+def _plot(axes: _Axes, steps: list[float], drawn: list[float], smooth: list[float], levels: dict[str, float]) -> str:
     def line(kind: str, values: list[float]) -> str:
         places = _thin([(axes.across(x), 100 - axes.up(y)) for x, y in zip(steps, values, strict=True)])
         return f'<path class="{kind}" d="M{"L".join(f"{x:.2f} {y:.2f}" for x, y in places)}"/>'
@@ -174,9 +161,7 @@ def _plot(
     lines += [f'<path class="level" d="M0 {100 - axes.up(level):.2f}H100"/>' for level in levels.values()]
     lines += [line("raw", drawn), line("line", smooth)] if smooth else [line("line", drawn)]
     if len(drawn) <= DOTTED_TO:  # a line of no length with round ends is a dot that does not stretch
-        dots = "".join(
-            f"M{axes.across(x):.2f} {100 - axes.up(y):.2f}h0" for x, y in zip(steps, drawn, strict=True)
-        )
+        dots = "".join(f"M{axes.across(x):.2f} {100 - axes.up(y):.2f}h0" for x, y in zip(steps, drawn, strict=True))
         lines.append(f'<path class="dots" d="{dots}"/>')
     names = "".join(
         f'<span style="bottom:{axes.up(level):.2f}%">{escape(key)} {number(level)}</span>'

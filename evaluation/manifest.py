@@ -57,9 +57,7 @@ class Manifest:
         self.settings = _plain(settings)
         self.settings_hash = hashlib.sha256(_canonical(self.settings)).hexdigest()
         if not re.fullmatch(r"[\w-]+", writer):
-            raise ValueError(
-                f"writer={writer!r} goes into file names; give letters and digits, such as the rank"
-            )
+            raise ValueError(f"writer={writer!r} goes into file names; give letters and digits, such as the rank")
         self.writer = writer
         self._stamps: dict[str, set[Stamp]] = {}
         self._open()
@@ -78,9 +76,7 @@ class Manifest:
         """
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
-            raise ValueError(
-                f"{self.folder}: scene id {twice[0]!r} is asked for twice; give each scene one id"
-            )
+            raise ValueError(f"{self.folder}: scene id {twice[0]!r} is asked for twice; give each scene one id")
         self._load()
         return [name for name in ids if self._found(name) is None]
 
@@ -248,9 +244,7 @@ def _number(text: str) -> int | float:
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-    ).encode()
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _first_difference(then: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -87,9 +87,7 @@ def choose(scores: Mapping[str, Score], *, fixed: int = 24, extremes: int = 12) 
     return Choice(tuple(lot[:fixed]), tuple(names[:many]), tuple(names[::-1][:many]))
 
 
-def picture_section(
-    rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed: int = 24, extremes: int = 12
-) -> str:
+def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed: int = 24, extremes: int = 12) -> str:
     """The pictures of the report as HTML: the fixed scenes, the best and the worst by `metric`.
 
     Args:
@@ -129,8 +127,7 @@ def picture_section(
         if names
     )
     switches = "".join(
-        f'<input type="radio" name="boxes" id="boxes-{key}"{" checked" if key == "scene" else ""}>'
-        for key in BOXES
+        f'<input type="radio" name="boxes" id="boxes-{key}"{" checked" if key == "scene" else ""}>' for key in BOXES
     )
     labels = "".join(f'<label for="boxes-{key}">{said}</label>' for key, said in BOXES.items())
     return (

@@ -37,9 +37,7 @@ def head(kept: dict[str, Any]) -> str:
         "step": kept["step"],
         "samples seen": kept["samples_seen"],
     }
-    shown = "".join(
-        f"<li>{key} <b>{escape(_text(fact))}</b></li>" for key, fact in facts.items() if fact is not None
-    )
+    shown = "".join(f"<li>{key} <b>{escape(_text(fact))}</b></li>" for key, fact in facts.items() if fact is not None)
     return (
         '<header><p class="eyebrow">Scenograph evaluation</p>'
         f'<h1>{escape(run_name(kept["run"]))}</h1><p class="verdict">{escape(verdict(kept["values"]))}</p>'
@@ -69,9 +67,7 @@ def training(values: Values, curves: Mapping[str, Points]) -> str:
     """The curves of training; those of a metric with its ceiling and floor."""
     if not curves:
         return ""
-    charts = "".join(
-        curve_chart(name, points, levels=_levels(values, name)) for name, points in curves.items()
-    )
+    charts = "".join(curve_chart(name, points, levels=_levels(values, name)) for name, points in curves.items())
     return f'<section id="training"><h2>Training</h2><div class="curves">{charts}</div></section>'
 
 
@@ -85,8 +81,7 @@ def protocol(kept: dict[str, Any]) -> str:
     }
     tables = {"Protocol": kept["protocol"], "Weights": weights, "Versions": kept["versions"]}
     shown = "".join(
-        f'<div class="card"><h3>{name}</h3><dl>{_definitions(table)}</dl></div>'
-        for name, table in tables.items()
+        f'<div class="card"><h3>{name}</h3><dl>{_definitions(table)}</dl></div>' for name, table in tables.items()
     )
     return (
         f'<section id="protocol"><h2>How it was made</h2><div class="tables">{shown}</div>'
@@ -102,9 +97,7 @@ def run_name(run: Any) -> str:
 def _row(values: Values, name: str, arms: Sequence[str]) -> str:
     decimals = digits(ends(values, name))
     better = "<small>lower is better</small>" if lower_is_better(name) else ""
-    cells = "".join(
-        f'<td class="{arm}">{_cell(values.get(arm, {}).get(name), decimals)}</td>' for arm in arms
-    )
+    cells = "".join(f'<td class="{arm}">{_cell(values.get(arm, {}).get(name), decimals)}</td>' for arm in arms)
     return f'<tr><th scope="row">{escape(title(name))}{better}</th>{cells}</tr>'
 
 
@@ -129,8 +122,7 @@ def _levels(values: Values, curve: str) -> dict[str, float]:
 
 def _definitions(table: Mapping[str, Any]) -> str:
     return "".join(
-        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(_text(value))}</dd>"
-        for key, value in table.items()
+        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(_text(value))}</dd>" for key, value in table.items()
     )
 
 

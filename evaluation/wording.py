@@ -95,9 +95,7 @@ def verdict(values: Values) -> str:
     means = _means(values, name)
     if name is None or not means:
         return "No metric gave a value."
-    made = [
-        f"{two_digits(means[arm])} {ARMS[arm]}" for arm in ("with_scene", "without_scene") if arm in means
-    ]
+    made = [f"{two_digits(means[arm])} {ARMS[arm]}" for arm in ("with_scene", "without_scene") if arm in means]
     frame = [f"{ARMS[arm]} {two_digits(means[arm])}" for arm in ("ceiling", "floor") if arm in means]
     return f"{title(name)} {'; '.join(', '.join(part) for part in (made, frame) if part)}"
 
@@ -117,9 +115,7 @@ def reading(values: Values) -> str:
 
 def _means(values: Values, name: str | None) -> dict[str, float]:
     """The arms that have a mean for this metric."""
-    found = {
-        arm: values[arm][name]["mean"] for arm in ARMS if name is not None and name in values.get(arm, {})
-    }
+    found = {arm: values[arm][name]["mean"] for arm in ARMS if name is not None and name in values.get(arm, {})}
     return {arm: mean for arm, mean in found.items() if mean is not None}
 
 

@@ -193,7 +193,9 @@ class SceneDiffusion(pl.LightningModule):
         stored, kept = set(checkpoint["state_dict"]), set(self._saved_keys())
         for kind, keys in (("misses", kept - stored), ("has unexpected", stored - kept)):
             if keys:
-                raise ValueError(f"checkpoint: {kind} {len(keys)} keys, first {min(keys)}; give a checkpoint of this run")
+                raise ValueError(
+                    f"checkpoint: {kind} {len(keys)} keys, first {min(keys)}; give a checkpoint of this run"
+                )
 
     def _saved_keys(self) -> list[str]:
         prefixes = ("adapters." if self.adapters else "backbone.", "average.")
@@ -202,5 +204,9 @@ class SceneDiffusion(pl.LightningModule):
     def _identity(self) -> dict[str, Any]:
         return {
             "conditioning": sorted(self.adapters),
-            "backbone": [type(self.backbone).__name__, self.backbone.latent_channels, self.backbone.text_width],
+            "backbone": [
+                type(self.backbone).__name__,
+                self.backbone.latent_channels,
+                self.backbone.text_width,
+            ],
         }

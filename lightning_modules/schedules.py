@@ -24,9 +24,7 @@ def learning_rate_factor(
     if schedule not in ("constant", "cosine", "linear"):
         raise ValueError(f"optimizer.schedule: {schedule!r} is unknown; take constant, cosine or linear")
     if warmup_steps >= steps:
-        raise ValueError(
-            f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}; lower it"
-        )
+        raise ValueError(f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}; lower it")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

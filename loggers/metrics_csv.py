@@ -53,9 +53,10 @@ class MetricsCsv(Logger):
         """Nothing: the run's settings are in its config.yaml."""
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after the step that a run goes on from."""
+        """Drops what was logged after the step that a run goes on from, and a line that a kill tore."""
         rows = read_metrics(self.file)
-        if any(at > step for at, _, _ in rows):
+        torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
+        if torn or any(at > step for at, _, _ in rows):
             self.file.unlink()
             for at, name, value in rows:
                 if at <= step:

@@ -171,9 +171,7 @@ class SceneMetric(Metric):
     def compute(self) -> dict[str, Value]:
         """The mean of each column with its interval, over the scenes that count for it."""
         return {
-            column: bootstrap_interval(
-                (row[column] for row in self._rows), resamples=self.resamples, seed=self.seed
-            )
+            column: bootstrap_interval((row[column] for row in self._rows), resamples=self.resamples, seed=self.seed)
             for column in self.columns
         }
 

@@ -92,7 +92,10 @@ class Sampler:
         latents = latents.to(backbone.device) * schedule.init_noise_sigma
         for index, time in enumerate(schedule.timesteps):
             prediction = self._predict(
-                backbone, schedule.scale_model_input(latents, time), time, inputs if index < grounded else bare
+                backbone,
+                schedule.scale_model_input(latents, time),
+                time,
+                inputs if index < grounded else bare,
             )
             latents = schedule.step(prediction, time, latents, return_dict=False)[0]
         return backbone.decode(latents)

@@ -261,9 +261,7 @@ class TextTowers(nn.Module):
         tokenised = [tower.tokenise(list(distinct)) for tower in self.towers]
         longest = max(len(row) for rows in tokenised for row in rows)
         length = self.max_length if padded else longest
-        parts = tuple(
-            tower.encode(rows, length=length) for tower, rows in zip(self.towers, tokenised, strict=True)
-        )
+        parts = tuple(tower.encode(rows, length=length) for tower, rows in zip(self.towers, tokenised, strict=True))
         joined = _join(parts)
         return joined[torch.tensor([distinct[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
 

@@ -92,9 +92,7 @@ def explanation(error: BaseException) -> str | None:
 def _check(config_name: str, arguments: argparse.Namespace) -> None:
     """Refuses what the composition refuses, as far as the flags ask for one."""
     if arguments.config_path is not None:
-        raise ValueError(
-            "--config-path: the configs lie beside the scripts; add a folder of yours with --config-dir"
-        )
+        raise ValueError("--config-path: the configs lie beside the scripts; add a folder of yours with --config-dir")
     if arguments.hydra_help or arguments.shell_completion or arguments.info or arguments.experimental_rerun:
         return
     name = arguments.config_name or config_name

@@ -78,9 +78,7 @@ def compose_sweep(config_name: str, overrides: Sequence[str], *, config_dir: str
         values = [_swept(override) for override in _parse(parser, list(overrides))]
     first = [options[0] for options in values]
     jobs = [first]
-    jobs += [
-        [*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]
-    ]
+    jobs += [[*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]]
     for job in jobs:
         compose(config_name, job, config_dir=config_dir)
 
@@ -122,9 +120,7 @@ class _Layers:
         try:
             # As `loader.compute_defaults_list`, but each file is read once for the list and the reference.
             again, files = loader._parse_overrides_and_create_caching_repo(config_name, overrides)
-            defaults = create_defaults_list(
-                files, config_name, again, prepend_hydra=True, skip_missing=False
-            ).defaults
+            defaults = create_defaults_list(files, config_name, again, prepend_hydra=True, skip_missing=False).defaults
             plain = [default for default in defaults if not _is_experiment(default)]
             reference = loader._compose_config_from_defaults_list(plain, files)
             experiments = [
@@ -185,23 +181,15 @@ def _parse(parser: OverridesParser, overrides: list[str]) -> list[Override]:
     try:
         return parser.parse_overrides(overrides)
     except OverrideParseException as error:
-        reasons = [
-            line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See http"))
-        ]
-        advice = (
-            f"cannot be read ({reasons[0]})"
-            if "=" in error.override and reasons
-            else "not of the form key=value"
-        )
+        reasons = [line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See http"))]
+        advice = f"cannot be read ({reasons[0]})" if "=" in error.override and reasons else "not of the form key=value"
         raise ConfigError(f"{error.override}: {advice}") from error
 
 
 def _refuse_no_option(override: Override, loader: ConfigLoaderImpl) -> None:
     """Refuses several values without -m, and a number or null where a group's option is named."""
     if override.is_sweep_override():
-        raise ConfigError(
-            f"{override.input_line}: several values; sweep over them with -m, or write a list as [a,b]"
-        )
+        raise ConfigError(f"{override.input_line}: several values; sweep over them with -m, or write a list as [a,b]")
     key, value = override.key_or_group, override.value()
     names_no_file = not override.is_delete() and isinstance(value, bool | int | float | None)
     if names_no_file and (options := loader.get_group_options(key)):

@@ -25,7 +25,7 @@ from evaluation.generation import generate, read_folder
 from evaluation.manifest import Manifest
 from evaluation.report import PictureRow, choose, write_metrics, write_report
 from loggers.metrics_csv import read_metrics
-from metrics.base import Metric
+from metrics.base import Metric, SceneMetric
 from runtime.build import build_module
 from runtime.run_directory import RunDirectory, RunError
 from scenes import Scene
@@ -140,7 +140,7 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
     values, rows = {}, {}
     for arm, pictures in arms.items():
         values[arm] = score(metrics, pictures, scenes)
-        rows[arm] = [row for metric in metrics.values() for row in getattr(metric, "rows", [])]
+        rows[arm] = rows_of(metrics, len(scenes))
     result = {
         "values": values,
         "protocol": protocol_of(cfg, run_cfg),
@@ -149,18 +149,24 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         **about,
     }
     write_metrics(out / "metrics.json", result)
-    write_report(
-        out / "report.html", result, pictures=picture_rows(scenes, arms, rows), curves=curves(Path(cfg.run))
-    )
+    write_report(out / "report.html", result, pictures=picture_rows(scenes, arms, rows), curves=curves(Path(cfg.run)))
     return {**result, "out": out}
 
 
-def picture_rows(scenes: list[Scene], arms: Arms, rows: Mapping[str, list[dict[str, Any]]]) -> list[PictureRow]:
+def rows_of(metrics: Mapping[str, Metric], count: int) -> list[dict[str, float | None]]:
+    """What the metrics that score picture by picture said of each scene."""
+    rows: list[dict[str, float | None]] = [{} for _ in range(count)]
+    for metric in metrics.values():
+        if isinstance(metric, SceneMetric):
+            for row, scored in zip(rows, metric.rows, strict=True):
+                row.update({key: value for key, value in scored.items() if key != "scene"})
+    return rows
+
+
+def picture_rows(
+    scenes: list[Scene], arms: Arms, scores: Mapping[str, list[dict[str, float | None]]]
+) -> list[PictureRow]:
     """The scenes that the report shows: a fixed choice, the best and the worst."""
-    scores = {
-        arm: [{key: value for key, value in row.items() if isinstance(value, int | float) or value is None} for row in rows[arm]]
-        for arm in arms
-    }
     chosen = choose({scene.id: scores["with_scene"][place].get("layout_iou") for place, scene in enumerate(scenes)})
     wanted = {*chosen.fixed, *chosen.best, *chosen.worst}
     return [

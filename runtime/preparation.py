@@ -13,9 +13,7 @@ def convert(cfg: DictConfig) -> None:
     """Writes a source as shards, whole or not at all."""
     source = instantiate(cfg.source, _convert_="all")
     with tqdm(total=len(source), unit="scene", dynamic_ncols=True) as bar:
-        write_shards(
-            source, cfg.out, shard_size=cfg.shard_size, progress=lambda done, _total: bar.update(done - bar.n)
-        )
+        write_shards(source, cfg.out, shard_size=cfg.shard_size, progress=lambda done, _total: bar.update(done - bar.n))
     print(f"{cfg.out}: {len(source)} scenes")
 
 

@@ -120,17 +120,13 @@ class RunDirectory:
         """
         if not self.config_file.exists():
             if self.path.is_file() or list(self.path.glob("[!.]*")):
-                raise RunError(
-                    f"run={self.path}: not empty and holds no run (no config.yaml); name a new folder"
-                )
+                raise RunError(f"run={self.path}: not empty and holds no run (no config.yaml); name a new folder")
             return Attempt(state="new", message=f"{self.path}: a new run")
         self._refuse_another(cfg)
         step = self.finished_step()
         if step is not None and step >= cfg.trainer.max_steps:
             advice = "raise trainer.max_steps to train on, or evaluate it: python evaluate.py run="
-            return Attempt(
-                state="finished", message=f"{self.path}: finished at step {step}; {advice}{self.path}"
-            )
+            return Attempt(state="finished", message=f"{self.path}: finished at step {step}; {advice}{self.path}")
         checkpoint = self.newest_checkpoint()
         where = checkpoint.name if checkpoint else "its start: it has no checkpoint"
         return Attempt(state="resumed", checkpoint=checkpoint, message=f"{self.path}: goes on from {where}")
@@ -167,9 +163,7 @@ class RunDirectory:
             return
         shown = "; ".join(f"{key} was {was}, now {now}" for key, was, now in differing[:SHOWN])
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise RunError(
-            f"run={self.path}: holds a run with another configuration ({shown}{more}); name a new folder"
-        )
+        raise RunError(f"run={self.path}: holds a run with another configuration ({shown}{more}); name a new folder")
 
 
 def load_run_config(run: str | Path, overrides: DictConfig | None = None) -> DictConfig:
@@ -238,12 +232,7 @@ def _lay_over(node: DictConfig, overrides: Mapping[str, Any], stored: DictConfig
             continue
         if key not in node:
             raise RunError(f"{path}={value}: the run has no such key; {suggestion(path, stored)}")
-        if (
-            isinstance(value, dict)
-            and value
-            and "_target_" not in value
-            and isinstance(node[key], DictConfig)
-        ):
+        if isinstance(value, dict) and value and "_target_" not in value and isinstance(node[key], DictConfig):
             _lay_over(node[key], value, stored, f"{path}.")
             continue
         right = node[key]

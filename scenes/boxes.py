@@ -133,9 +133,7 @@ def _parts(boxes: Boxes, form: str) -> tuple[Any, Any, Any, Any]:
     if form not in FORMS:
         raise ValueError(f"form={form!r} is not a form of boxes; use one of {', '.join(FORMS)}")
     if boxes.shape[-1] != 4:
-        raise ValueError(
-            f"boxes of shape {tuple(boxes.shape)} are not boxes; the last axis must have length 4"
-        )
+        raise ValueError(f"boxes of shape {tuple(boxes.shape)} are not boxes; the last axis must have length 4")
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 

@@ -21,9 +21,7 @@ class SceneError(ValueError):
 def as_box(value: Any) -> Any:
     """Four numbers as a tuple of floats, rounding beyond [0, 1] taken off; anything else unchanged."""
     try:
-        x0, y0, x1, y1 = [
-            v if type(v) is float else float(v + 0.0) for v in value
-        ]  # no texts: "0.5" + 0.0 fails
+        x0, y0, x1, y1 = [v if type(v) is float else float(v + 0.0) for v in value]  # no texts: "0.5" + 0.0 fails
     except (TypeError, ValueError):
         return value
     if x0 < 0.0 or y0 < 0.0 or x1 > 1.0 or y1 > 1.0:
@@ -67,18 +65,12 @@ def check_type(value: Any, kind: type | tuple[type, ...], where: str, field: str
         SceneError: It is of another type.
     """
     if not isinstance(value, kind):
-        kinds = " or ".join(
-            k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)) if k is not type(None)
-        )
-        raise SceneError(
-            f"{where}: {field}: {_short(value)} is of type {type(value).__name__}; give a {kinds}"
-        )
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)) if k is not type(None))
+        raise SceneError(f"{where}: {field}: {_short(value)} is of type {type(value).__name__}; give a {kinds}")
     return value
 
 
-def check_keys(
-    data: Any, known: Collection[str], needed: Iterable[str], where: str, field: str
-) -> dict[str, Any]:
+def check_keys(data: Any, known: Collection[str], needed: Iterable[str], where: str, field: str) -> dict[str, Any]:
     """Refuse keys that mean nothing and the lack of keys that are needed.
 
     Args:
@@ -163,9 +155,7 @@ def check_relations(n_objects: int, relations: Iterable[Any], *, where: str = "r
         path = f"{where}: relations[{index}]"
         predicate = relation.predicate
         if not isinstance(predicate, str) or not predicate.strip():
-            raise SceneError(
-                f"{path}.predicate: {predicate!r} is not a predicate; give a text such as 'left of'"
-            )
+            raise SceneError(f"{path}.predicate: {predicate!r} is not a predicate; give a text such as 'left of'")
         for name, place in (("subject", relation.subject), ("object", relation.object)):
             if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < n_objects:
                 there = f"the objects are 0 to {n_objects - 1}" if n_objects else "the scene has no objects"
@@ -239,9 +229,7 @@ def _field_fault(item: Any) -> str:
     if not isinstance(item.is_crowd, bool):
         return f"is_crowd: {_short(item.is_crowd)} is not a truth value; give true or false"
     if item.mask is not None and not _is_mask(item.mask):
-        return (
-            f"mask: {_short(item.mask)} is not run lengths; give {{'size': [height, width], 'counts': text}}"
-        )
+        return f"mask: {_short(item.mask)} is not run lengths; give {{'size': [height, width], 'counts': text}}"
     if not isinstance(item.attributes, tuple) or not all(isinstance(text, str) for text in item.attributes):
         return f"attributes: {_short(item.attributes)} is not a list of texts; give a list of strings"
     return f"score: {_short(item.score)} is not a finite number; give a number or null"

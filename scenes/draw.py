@@ -62,9 +62,7 @@ def draw_boxes(picture: Image.Image, scene: Scene, *, scale: int | None = None) 
     if scale is None:
         scale = max(1, math.ceil(SMALLEST / min(picture.size)))
     if scale < 1:
-        raise ValueError(
-            f"scale={scale} is not a whole factor of at least 1; leave it out to fit the picture"
-        )
+        raise ValueError(f"scale={scale} is not a whole factor of at least 1; leave it out to fit the picture")
     width, height = picture.width * scale, picture.height * scale
     canvas = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas, "RGBA")
@@ -102,9 +100,7 @@ def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Ima
         ValueError: ``size`` is smaller than 64 pixels.
     """
     if min(size) < 64:
-        raise ValueError(
-            f"size={size} is too small to draw in; give (width, height) of at least 64 pixels each"
-        )
+        raise ValueError(f"size={size} is too small to draw in; give (width, height) of at least 64 pixels each")
     width, height = size[0] * _SHARP, size[1] * _SHARP
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -127,9 +123,7 @@ def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Ima
         _centred(draw, text, small, rectangle, _darker(colour))
     for index, (text, rectangle) in enumerate(zip(texts, nodes, strict=True)):
         colour = colour_of(index)
-        draw.rounded_rectangle(
-            rectangle, radius=5 * _SHARP, fill=colour, outline=_darker(colour), width=_SHARP
-        )
+        draw.rounded_rectangle(rectangle, radius=5 * _SHARP, fill=colour, outline=_darker(colour), width=_SHARP)
         _centred(draw, text, large, rectangle, _readable_on(colour))
     return canvas.resize(size, Image.Resampling.LANCZOS)
 
@@ -162,8 +156,7 @@ def grid(
         words = [max(map(font.getlength, title.split()), default=0) for title in titles]
         widths = [max(width, math.ceil(word)) for width, word in zip(widths, words, strict=True)]
     lines = [
-        _wrapped(title, font, max_width=width, max_lines=3)
-        for title, width in zip(titles or [], widths, strict=False)
+        _wrapped(title, font, max_width=width, max_lines=3) for title, width in zip(titles or [], widths, strict=False)
     ]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     head = max((_text_size(measure, line, font)[1] + padding for line in lines), default=0)
@@ -235,20 +228,14 @@ def _text_size(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFon
     return right - left, lines * (ascent + descent) + (lines - 1) * font.size * 0.15
 
 
-def _centred(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, into: Rectangle, fill: Colour
-) -> None:
+def _centred(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, into: Rectangle, fill: Colour) -> None:
     centre = (into[0] + into[2]) / 2, (into[1] + into[3]) / 2
-    draw.multiline_text(
-        centre, text, fill=fill, font=font, anchor="mm", align="center", spacing=font.size * 0.15
-    )
+    draw.multiline_text(centre, text, fill=fill, font=font, anchor="mm", align="center", spacing=font.size * 0.15)
 
 
 def _overlap(rectangle: Rectangle, others: Iterable[Rectangle]) -> float:
     x0, y0, x1, y1 = rectangle
-    return sum(
-        max(0.0, min(x1, b[2]) - max(x0, b[0])) * max(0.0, min(y1, b[3]) - max(y0, b[1])) for b in others
-    )
+    return sum(max(0.0, min(x1, b[2]) - max(x0, b[0])) * max(0.0, min(y1, b[3]) - max(y0, b[1])) for b in others)
 
 
 def _box_label(
@@ -287,9 +274,7 @@ def _edges(scene: Scene) -> dict[tuple[int, int], list[str]]:
     return edges
 
 
-def _node_rectangles(
-    scene: Scene, texts: Sequence[tuple[float, float]], canvas: tuple[int, int]
-) -> list[Rectangle]:
+def _node_rectangles(scene: Scene, texts: Sequence[tuple[float, float]], canvas: tuple[int, int]) -> list[Rectangle]:
     """Where the nodes stand: rectangles around their texts, inside the canvas, apart from one another."""
     if not texts:
         return []
@@ -348,9 +333,7 @@ def _arrow(draw: ImageDraw.ImageDraw, curve: np.ndarray, colour: Colour) -> None
         draw.line(shaft, fill=colour, width=2 * _SHARP, joint="curve")
     along = (tip - back) / max(float(np.linalg.norm(tip - back)), 1e-6)
     side = np.array([-along[1], along[0]]) * head * 0.45
-    draw.polygon(
-        [tuple(tip), tuple(tip - along * head + side), tuple(tip - along * head - side)], fill=colour
-    )
+    draw.polygon([tuple(tip), tuple(tip - along * head + side), tuple(tip - along * head - side)], fill=colour)
 
 
 def _edge_label(

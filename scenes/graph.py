@@ -75,9 +75,7 @@ def relations_from_boxes(
         ValueError: ``max_per_object`` is negative.
     """
     if max_per_object is not None and max_per_object < 0:
-        raise ValueError(
-            f"max_per_object={max_per_object} is negative; give 0 or more, or None for all pairs"
-        )
+        raise ValueError(f"max_per_object={max_per_object} is negative; give 0 or more, or None for all pairs")
     placed = [i for i, box in enumerate(boxes) if box is not None]
     corners = np.array([boxes[i] for i in placed], np.float64).reshape(-1, 2, 2)
     centres = corners.mean(1)

@@ -37,9 +37,7 @@ def decode(mask: dict[str, Any]) -> np.ndarray:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value, shift = 0, 0
     if sum(runs) != height * width or min(runs, default=0) < 0:
-        raise ValueError(
-            f"mask of size {[height, width]} has runs of {sum(runs)} pixels; give COCO's compressed form"
-        )
+        raise ValueError(f"mask of size {[height, width]} has runs of {sum(runs)} pixels; give COCO's compressed form")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(width, height).T
 

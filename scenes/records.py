@@ -84,9 +84,7 @@ class Frame:
         top, left, height, width = self.crop
         for name, (h, w) in (("original", self.original), ("crop", (height, width)), ("target", self.target)):
             if h < 1 or w < 1:
-                raise SceneError(
-                    f"frame: {name}: {getattr(self, name)} has no area; give sizes of at least 1 pixel"
-                )
+                raise SceneError(f"frame: {name}: {getattr(self, name)} has no area; give sizes of at least 1 pixel")
         if top < 0 or left < 0 or top + height > self.original[0] or left + width > self.original[1]:
             raise SceneError(
                 f"frame: crop: {self.crop} leaves the picture of {self.original} (height, width); "

@@ -155,9 +155,7 @@ class Scene:
         objects = _moved(self.objects, box_math.flip, mask_math.flip)
         return replace(self, objects=objects, relations=relations, frame=frame)
 
-    def crop(
-        self, top: int, left: int, height: int, width: int, *, min_area: float = 0.01
-    ) -> tuple["Scene", int]:
+    def crop(self, top: int, left: int, height: int, width: int, *, min_area: float = 0.01) -> tuple["Scene", int]:
         """Cut a window out: boxes move and are clipped, relations follow the objects that stay.
 
         Args:
@@ -217,9 +215,7 @@ def load_scene(path: str | Path) -> Scene:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise SceneError(
-            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON"
-        ) from None
+        raise SceneError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON") from None
     except UnicodeDecodeError as error:
         raise SceneError(f"{path}: byte {error.start}: {error.reason}; save the file as UTF-8") from None
     except OSError as error:
@@ -277,9 +273,7 @@ class SceneBatch:
         if isinstance(which, slice):
             return SceneBatch(self.scenes[which], device=self.device)
         if isinstance(which, int):
-            raise TypeError(
-                f"batch[{which}] would be one scene, not a batch; use batch.scenes[{which}] or a slice"
-            )
+            raise TypeError(f"batch[{which}] would be one scene, not a batch; use batch.scenes[{which}] or a slice")
         places = torch.as_tensor(which)
         if places.dtype == torch.bool:
             places = places.nonzero()[:, 0]

@@ -43,6 +43,4 @@ class Source(ABC):
         super().__init_subclass__(**kwargs)
         provides = cls.provides
         if isinstance(provides, frozenset) and (unknown := provides - PROVIDABLE):
-            raise ValueError(
-                f"{cls.__name__}.provides: unknown {sorted(unknown)}; choose from {sorted(PROVIDABLE)}"
-            )
+            raise ValueError(f"{cls.__name__}.provides: unknown {sorted(unknown)}; choose from {sorted(PROVIDABLE)}")

@@ -256,9 +256,7 @@ def caption_of(phrases: Sequence[str]) -> str:
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 
-def _relations(
-    boxes: Sequence[tuple[float, ...]], inner: int | None, outer: int | None
-) -> tuple[Relation, ...]:
+def _relations(boxes: Sequence[tuple[float, ...]], inner: int | None, outer: int | None) -> tuple[Relation, ...]:
     """One relation for each pair; its subject is the earlier object, or the inner one of a nested pair."""
     relations = []
     for first in range(len(boxes)):
@@ -306,9 +304,7 @@ class Shapes(Source):
         if size not in (CELLS, 2 * CELLS):
             raise ValueError(f"size: {size} px is not available; choose {CELLS} or {2 * CELLS}")
         if not 1 <= min_objects <= max_objects <= 4:
-            raise ValueError(
-                f"min_objects, max_objects: {min_objects}, {max_objects} do not fit; 1 <= min <= max <= 4"
-            )
+            raise ValueError(f"min_objects, max_objects: {min_objects}, {max_objects} do not fit; 1 <= min <= max <= 4")
         self.count, self.size, self.seed, self.start = count, size, seed, start
         self.min_objects, self.max_objects = min_objects, max_objects
 

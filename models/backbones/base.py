@@ -115,7 +115,7 @@ class Backbone(nn.Module, ABC):
                 f"images: {height} x {width} px is not a multiple of latent_scale {self.latent_scale}; resize or crop them"
             )
         low, high = (float(bound) for bound in torch.aminmax(images.detach()))
-        if not (-1.001 <= low and high <= 1.001):  # NaN fails too; the slack is what fp16 and resampling need
+        if not (low >= -1.001 and high <= 1.001):  # NaN fails too; the slack is what fp16 and resampling need
             raise ValueError(f"images: range [{low:.4g}, {high:.4g}] is outside [-1, 1]; give uint8 / 127.5 - 1")
         return self._encode(images, generator)
 
@@ -151,7 +151,9 @@ class Backbone(nn.Module, ABC):
         if self.has_pooled:
             if inputs.pooled is None or inputs.size_ids is None:
                 missing = "pooled" if inputs.pooled is None else "size_ids"
-                raise ValueError(f"inputs.{missing}: None, but this backbone needs it; take encode_captions and size_ids")
+                raise ValueError(
+                    f"inputs.{missing}: None, but this backbone needs it; take encode_captions and size_ids"
+                )
             # size ids stay fp32: half precision is exact to 2048 only, and pictures are larger
             extra["added_cond_kwargs"] = {
                 "text_embeds": inputs.pooled.to(dtype),
@@ -182,7 +184,9 @@ class Backbone(nn.Module, ABC):
         for scene in scenes.scenes:
             if scene.frame is None:
                 if size is None:
-                    raise ValueError(f"scene {scene.id}: frame: missing, but this backbone takes size ids; give frame or size")
+                    raise ValueError(
+                        f"scene {scene.id}: frame: missing, but this backbone takes size ids; give frame or size"
+                    )
                 rows.append((*size, 0, 0, *size))
                 continue
             top, left, height, width = scene.frame.crop

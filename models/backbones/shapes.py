@@ -68,7 +68,9 @@ class ShapesBackbone(Backbone):
         resolution: int = 32,
     ) -> None:
         if patch not in (1, 2) or resolution % patch:
-            raise ValueError(f"backbone.patch: {patch} does not fold {resolution} px; take 1 or 2 and an even resolution")
+            raise ValueError(
+                f"backbone.patch: {patch} does not fold {resolution} px; take 1 or 2 and an even resolution"
+            )
         tokenizer = word_tokenizer(words, max_length=max_length)
         derived_text = {
             "vocab_size": len(tokenizer),

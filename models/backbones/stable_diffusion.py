@@ -110,9 +110,7 @@ class StableDiffusion(Backbone):
             unet = _complete(
                 path,
                 "unet",
-                UNet2DConditionModel.from_pretrained(
-                    str(path), subfolder="unet", attention_type="default", **cast
-                ),
+                UNet2DConditionModel.from_pretrained(str(path), subfolder="unet", attention_type="default", **cast),
                 allowed=GATED,
             )
         own = (path, "vae", "path") if vae is None else (vae, None, "vae")
@@ -130,9 +128,7 @@ class StableDiffusion(Backbone):
                 loaded = _encoder_class(config).from_pretrained(str(path), subfolder=encoder, **cast)
                 model = _complete(path, encoder, loaded, allowed=("position_ids",))
             with _opening("path", path, tokenizer):
-                towers.append(
-                    TextTower(CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer, **where), model)
-                )
+                towers.append(TextTower(CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer, **where), model))
         return cls(
             unet=unet,
             vae=autoencoder,

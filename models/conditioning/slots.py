@@ -139,7 +139,9 @@ def attach(unet: UNet2DConditionModel, modules: Mapping[str, Mapping[str, nn.Mod
     for name, at in modules.items():
         for path in at:
             if path not in blocks:
-                raise ValueError(f"{name}: {path} is no transformer block of this UNet; take paths from block_sites(unet)")
+                raise ValueError(
+                    f"{name}: {path} is no transformer block of this UNet; take paths from block_sites(unet)"
+                )
     taken = [path for path, block in blocks.items() if hasattr(block, "fuser")]
     if taken or hasattr(unet, "position_net"):
         raise ValueError(
@@ -147,7 +149,10 @@ def attach(unet: UNet2DConditionModel, modules: Mapping[str, Mapping[str, nn.Mod
             'without attention_type="gated"'
         )
     unet.position_net = _payloads
-    for path, block in blocks.items():  # every block calls its fuser once payloads are given, so each gets one
+    for (
+        path,
+        block,
+    ) in blocks.items():  # every block calls its fuser once payloads are given, so each gets one
         block.fuser = Slot({name: at[path] for name, at in modules.items() if path in at})
 
 

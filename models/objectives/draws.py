@@ -34,7 +34,10 @@ class Draws:
     def to(self, device: torch.device) -> Draws:
         """The same numbers on another device."""
         return Draws(
-            time=self.time.to(device), keep=self.keep, noise=self.noise.to(device), offset=self.offset.to(device)
+            time=self.time.to(device),
+            keep=self.keep,
+            noise=self.noise.to(device),
+            offset=self.offset.to(device),
         )
 
 

@@ -42,8 +42,7 @@ def test_a_window_holds_the_samples_of_its_shards_alone(window):
             # them.
             end = start
             while end < n and (
-                len(members) < min(window, len(SIZES) - len(seen))
-                or end - start < sum(SIZES[s] for s in members)
+                len(members) < min(window, len(SIZES) - len(seen)) or end - start < sum(SIZES[s] for s in members)
             ):
                 members.add(shards[end])
                 end += 1
@@ -128,9 +127,7 @@ def test_ranks_and_accumulation_tile_the_global_batch(ranks, accumulate):
     batches = GlobalBatches(size, ranks=ranks, accumulate=accumulate)
     for batch in (0, 1, 7):
         shares = [
-            batches.positions(batch * accumulate + step, rank)
-            for step in range(accumulate)
-            for rank in range(ranks)
+            batches.positions(batch * accumulate + step, rank) for step in range(accumulate) for rank in range(ranks)
         ]
         assert {len(share) for share in shares} == {batches.per_rank}
         assert list(itertools.chain(*shares)) == list(range(batch * size, (batch + 1) * size))

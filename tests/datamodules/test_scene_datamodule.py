@@ -226,9 +226,7 @@ def test_a_finished_run_stays_finished(tmp_path, shards):
 
 
 def test_validation_comes_at_the_same_steps_after_a_resume(tmp_path, shards, held_out):
-    data = functools.partial(
-        data_of, shards, accumulate=3, validation_shards=held_out, validation_batch_size=4
-    )
+    data = functools.partial(data_of, shards, accumulate=3, validation_shards=held_out, validation_batch_size=4)
     validate = {"val_check_interval": 6, "check_val_every_n_epoch": None}
     whole = train(tmp_path / "whole", data(), accumulate=3, **validate)
     assert [step for step, _ in whole.validated] == [2] * 3 + [4] * 3 + [6] * 3
@@ -358,9 +356,7 @@ def test_flips_follow_the_position(tmp_path, shards):
             return super().training_step(batch, batch_index)
 
     whole = train(tmp_path / "whole", data_of(shards, flip=True), module=Looker())
-    first = train(
-        tmp_path, data_of(shards, flip=True, accumulate=2), module=Looker(stop_after=7), accumulate=2
-    )
+    first = train(tmp_path, data_of(shards, flip=True, accumulate=2), module=Looker(stop_after=7), accumulate=2)
     second = train(tmp_path, data_of(shards, flip=True), module=Looker(), resume=tmp_path / "stopped.ckpt")
     assert 20 < sum(whole.mirrored) < len(whole.mirrored) - 20
     assert first.mirrored[: 3 * BATCH] + second.mirrored == whole.mirrored
@@ -403,9 +399,9 @@ def test_two_ranks_see_what_one_sees_and_hand_over_to_one_and_back(tmp_path, sha
     whole = train(tmp_path / "whole", data_of(shards))
     two = train_on_two_ranks(tmp_path, shards, held_out, stop_after=5)
     # Two micro-batches a step of half a half batch a rank: in order over steps, micro-batches and ranks.
-    assert flat(positions for pair in zip(two[0][1], two[1][1], strict=True) for positions in pair)[
-        : 2 * BATCH
-    ] == (consecutive(0, 2))
+    assert flat(positions for pair in zip(two[0][1], two[1][1], strict=True) for positions in pair)[: 2 * BATCH] == (
+        consecutive(0, 2)
+    )
     stopped = tmp_path / "stopped.ckpt"
     one = train(tmp_path, data_of(shards), module=Recorder(stop_after=3), resume=stopped)
     assert flat(one.micro_batches) == consecutive(2, 5)

@@ -50,15 +50,12 @@ def numbered_picture(number):
 
 def numbered_scene(number):
     objects = tuple(
-        SceneObject(phrase=f"thing {n} – größer", box=(0.1 * n, 0.25, 0.1 * n + 0.3, 0.5))
-        for n in range(number % 4)
+        SceneObject(phrase=f"thing {n} – größer", box=(0.1 * n, 0.25, 0.1 * n + 0.3, 0.5)) for n in range(number % 4)
     )
     relations = (Relation(subject=0, predicate="left of", object=1),) if len(objects) > 1 else ()
     height, width = numbered_picture(number).shape[:2]
     frame = Frame(original=(height, width))
-    return Scene(
-        id=f"number-{number}", caption="a caption", objects=objects, relations=relations, frame=frame
-    )
+    return Scene(id=f"number-{number}", caption="a caption", objects=objects, relations=relations, frame=frame)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +117,7 @@ def test_shards_are_webdatasets(written):
     assert [sample["__key__"] for sample in samples] == [f"{n:09d}" for n in range(4, 8)]
     assert Scene.from_json(json.loads(samples[3]["scene.json"])) == numbered_scene(7)
     with tarfile.open(written / "000000.tar") as tar:
-        assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {
-            (0, 0, "", 0o644)
-        }
+        assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o644)}
 
 
 def test_the_same_source_gives_the_same_bytes(written, tmp_path):

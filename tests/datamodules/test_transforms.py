@@ -20,9 +20,7 @@ def record(height, width, boxes, *, frame=True):
         objects.append(SceneObject(phrase=f"thing {number}", box=box))
     relations = (Relation(subject=0, predicate="left of", object=1),) if len(boxes) > 1 else ()
     where = Frame(original=(height, width)) if frame else None
-    return Record(
-        scene=Scene(id="one", objects=tuple(objects), relations=relations, frame=where), image=image
-    )
+    return Record(scene=Scene(id="one", objects=tuple(objects), relations=relations, frame=where), image=image)
 
 
 def test_values_are_exact_at_the_ends():

@@ -44,10 +44,7 @@ def test_interval_chart_places_means_and_intervals():
     whisker = next(line for line in chart.iter("line") if line.get("class") == "whisker")
     assert (whisker.get("x1"), whisker.get("x2")) == ("40.30%", "59.70%")
     assert (chart.find(".//rect").get("x"), chart.find(".//rect").get("width")) == ("1.50%", "97.00%")
-    assert (
-        chart.find(".//svg").get("aria-label")
-        == "Layout IoU: with the scene 0.500, ceiling 1.000, floor 0.000"
-    )
+    assert chart.find(".//svg").get("aria-label") == "Layout IoU: with the scene 0.500, ceiling 1.000, floor 0.000"
 
 
 def test_metrics_of_another_size_get_an_axis_of_their_own():
@@ -85,9 +82,7 @@ def test_curve_without_values_says_so(points):
     assert "no values" in curve_chart("loss", points)
 
 
-@pytest.mark.parametrize(
-    "points", [[(0, 0.0)], [(7, 3.0)], [(0, 0.5), (5, 0.5)], [(0, -1e9), (1, 1e9)], [(3, 1e-7)]]
-)
+@pytest.mark.parametrize("points", [[(0, 0.0)], [(7, 3.0)], [(0, 0.5), (5, 0.5)], [(0, -1e9), (1, 1e9)], [(3, 1e-7)]])
 def test_curve_of_few_or_odd_points(points):
     parsed(curve_chart("loss", points))
     assert len(paths(curve_chart("loss", points), "dots")) == 1

@@ -125,9 +125,7 @@ def test_a_folder_of_other_pictures_is_left_alone(tmp_path):
         Manifest(tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "pictures": {"a": 3}}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "pictures": {"a": 3}}'])
 def test_a_broken_manifest_is_named(tmp_path, content):
     Manifest(tmp_path, SETTINGS)
     (tmp_path / "manifest.json").write_text(content)

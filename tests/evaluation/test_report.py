@@ -64,16 +64,12 @@ def row(name, *, score=0.5, caption="a red circle", size=(32, 32), true=True, ph
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)) for _ in range(3)
     )
     objects = tuple(
-        SceneObject(phrase=phrase, box=(x / 2, y / 2, x / 2 + 0.4, y / 2 + 0.4))
-        for x in (0, 1)
-        for y in (0, 1)
+        SceneObject(phrase=phrase, box=(x / 2, y / 2, x / 2 + 0.4, y / 2 + 0.4)) for x in (0, 1) for y in (0, 1)
     )
     relations = (Relation(subject=0, predicate="left of", object=1),)
     scene = Scene(id=name, caption=caption, objects=objects, relations=relations)
     scores = {"layout_iou": score, "colour": 1.0}
-    return PictureRow(
-        scene=scene, true=first if true else None, with_scene=second, without_scene=third, scores=scores
-    )
+    return PictureRow(scene=scene, true=first if true else None, with_scene=second, without_scene=third, scores=scores)
 
 
 class Page(HTMLParser):
@@ -159,9 +155,7 @@ def test_metrics_that_make_no_sense_are_named(tmp_path, changes, message):
 def test_a_missing_key_is_named(tmp_path):
     kept = metrics()
     del kept["weights_sha256"]
-    with pytest.raises(
-        ValueError, match="metrics: 'weights_sha256' is missing; give all of values, protocol"
-    ):
+    with pytest.raises(ValueError, match="metrics: 'weights_sha256' is missing; give all of values, protocol"):
         write_metrics(tmp_path / "metrics.json", kept)
 
 
@@ -195,8 +189,7 @@ def test_a_given_command_is_shown(tmp_path):
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     first, second = (
-        report(tmp_path, metrics(), pictures=[row("a"), row("b")], curves={"loss": [(0, 1.0)]})
-        for _ in range(2)
+        report(tmp_path, metrics(), pictures=[row("a"), row("b")], curves={"loss": [(0, 1.0)]}) for _ in range(2)
     )
     assert first == second
 
@@ -228,15 +221,11 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     addresses = [text for _, name, text in page.attributes if name in loading]
     assert addresses
     assert all(address.startswith(("data:image/", "#")) for address in addresses)
-    assert page.tags.keys().isdisjoint(
-        {"script", "link", "iframe", "object", "embed", "base", "video", "audio"}
-    )
+    assert page.tags.keys().isdisjoint({"script", "link", "iframe", "object", "embed", "base", "video", "audio"})
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     assert re.search(r"url\(|@import|https?:", style) is None
     inline = [text for _, name, text in page.attributes if name == "style"]
-    assert all(
-        re.fullmatch(r"--boxes:url\(data:image/png;base64,[\w+/=]+\)|[a-z]+:[\d.]+%", said) for said in inline
-    )
+    assert all(re.fullmatch(r"--boxes:url\(data:image/png;base64,[\w+/=]+\)|[a-z]+:[\d.]+%", said) for said in inline)
     assert (
         "meta",
         "content",
@@ -277,9 +266,7 @@ def test_the_report_stays_small(tmp_path):
 def test_photographs_are_made_smaller(tmp_path):
     rows = [row("a", size=(640, 480)), row("b", size=(96, 64))]
     page = report(tmp_path, metrics(), pictures=rows)
-    assert (
-        page.count("data:image/jpeg") == page.count('class="pixels"') == 2 * 3
-    )  # each in the fixed set and ranked
+    assert page.count("data:image/jpeg") == page.count('class="pixels"') == 2 * 3  # each in the fixed set and ranked
     assert len(page) < 4e5
 
 

@@ -127,9 +127,7 @@ def fail(error: Exception) -> Callable[[DictConfig], None]:
 
 
 def test_a_mistake_found_while_running_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, _, errors = call(
-        "scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it"))
-    )
+    status, _, errors = call("scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it")))
     assert (status, errors) == (2, ["sample.py: scene.json: box: outside the picture; clip it"])
     monkeypatch.setenv(TRACEBACK, "1")
     status, _, errors = call("scene=a", main=fail(ValueError("no")))
@@ -160,10 +158,6 @@ def test_which_errors_are_a_mistake_of_the_caller(tmp_path: Path) -> None:
 
 def test_a_mistake_behind_an_instantiation_counts_as_itself(tmp_path: Path) -> None:
     ours = {"_target_": "runtime.run_directory.load_run_config", "run": str(tmp_path / "none")}
-    assert (explanation(raised(lambda: instantiate(ours))) or "").endswith(
-        "train one: python train.py run=DIR"
-    )
-    assert (
-        explanation(raised(lambda: instantiate({"_target_": "fractions.Fraction", "numerator": "x"}))) is None
-    )
+    assert (explanation(raised(lambda: instantiate(ours))) or "").endswith("train one: python train.py run=DIR")
+    assert explanation(raised(lambda: instantiate({"_target_": "fractions.Fraction", "numerator": "x"}))) is None
     assert explanation(raised(lambda: instantiate({"_target_": "fractions.Nope"}))) is None

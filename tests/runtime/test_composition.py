@@ -28,9 +28,7 @@ def test_every_experiment_composes_under_its_own_name(experiment: str) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_says_how_it_is_run_and_what_to_expect(experiment: str) -> None:
-    header = (
-        (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").partition("defaults:")[0]
-    )
+    header = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").partition("defaults:")[0]
     for word in ("command", "hardware", "time", "expected"):
         assert re.search(rf"^#\s+{word}\s+\S", header, re.MULTILINE), word
 
@@ -99,9 +97,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("trainer: [", "mine.yaml"),
     ],
 )
-def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "experiment" / "mine.yaml"
     file.parent.mkdir()
     file.write_text(f"# @package _global_\nname: mine\n{content}\n", encoding="utf-8")

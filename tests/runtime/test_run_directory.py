@@ -48,18 +48,14 @@ def test_a_new_run_writes_its_resolved_configuration_once(cfg: DictConfig) -> No
     assert os.listdir(directory.path) == ["config.yaml"]
     text = directory.config_file.read_text(encoding="utf-8")
     assert "${" not in text
-    assert OmegaConf.load(directory.config_file) == OmegaConf.create(
-        OmegaConf.to_container(cfg, resolve=True)
-    )
+    assert OmegaConf.load(directory.config_file) == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
 
     cfg.trainer.max_steps = 300
     assert directory.open(cfg).state == "resumed"
     assert directory.config_file.read_text(encoding="utf-8") == text
 
 
-def test_the_same_configuration_goes_on_from_the_newest_checkpoint(
-    run: RunDirectory, cfg: DictConfig
-) -> None:
+def test_the_same_configuration_goes_on_from_the_newest_checkpoint(run: RunDirectory, cfg: DictConfig) -> None:
     attempt = run.open(cfg)
     assert (attempt.state, attempt.checkpoint) == ("resumed", None)
     assert "goes on from its start" in attempt.message
@@ -185,9 +181,7 @@ def test_what_evaluation_sets_is_laid_over_the_run(run: RunDirectory) -> None:
 
 
 def test_an_empty_node_replaces_and_null_is_as_the_run(run: RunDirectory) -> None:
-    now = load_run_config(
-        run.path, OmegaConf.create({"conditioning": {}, "seed": None, "sampler": {"steps": None}})
-    )
+    now = load_run_config(run.path, OmegaConf.create({"conditioning": {}, "seed": None, "sampler": {"steps": None}}))
     was = load_run_config(run.path)
     assert now.conditioning == {}
     assert (now.seed, now.sampler) == (was.seed, was.sampler)
@@ -201,17 +195,13 @@ def test_an_empty_node_replaces_and_null_is_as_the_run(run: RunDirectory) -> Non
         ({"trainer": 3}, "trainer=3: must be a node with keys of its own"),
     ],
 )
-def test_evaluation_cannot_set_what_the_run_does_not_have(
-    run: RunDirectory, override: dict, message: str
-) -> None:
+def test_evaluation_cannot_set_what_the_run_does_not_have(run: RunDirectory, override: dict, message: str) -> None:
     with pytest.raises(RunError, match=re.escape(message)):
         load_run_config(run.path, OmegaConf.create(override))
 
 
 def test_a_folder_without_a_run_is_refused_with_those_beside_it(run: RunDirectory) -> None:
-    with pytest.raises(
-        RunError, match=r"holds no run \(no config.yaml\); did you mean .*/run\? \(have: .*/run\)"
-    ):
+    with pytest.raises(RunError, match=r"holds no run \(no config.yaml\); did you mean .*/run\? \(have: .*/run\)"):
         load_run_config(run.path.with_name("rum"))
     with pytest.raises(RunError, match="holds no run .*; train one"):
         load_run_config("nowhere/at/all")

@@ -91,9 +91,7 @@ def test_iou_is_symmetric_bounded_and_one_with_itself():
     assert np.allclose(box_math.iou(a, b), box_math.iou(b, a).T)
     assert ((box_math.iou(a, b) >= 0) & (box_math.iou(a, b) <= 1)).all()
     assert np.allclose(np.diag(box_math.iou(a, a)), 1)
-    assert torch.allclose(
-        box_math.iou(torch.from_numpy(a), torch.from_numpy(b)), torch.from_numpy(box_math.iou(a, b))
-    )
+    assert torch.allclose(box_math.iou(torch.from_numpy(a), torch.from_numpy(b)), torch.from_numpy(box_math.iou(a, b)))
 
 
 def test_pairwise_iou_is_the_diagonal():

@@ -93,9 +93,7 @@ def test_cover_is_the_same_in_a_batch_and_leaves_out_what_is_not_valid():
 
 
 @pytest.mark.parametrize("rasterise", ["exact", "published"])
-@pytest.mark.parametrize(
-    ("count", "size"), [(0, (3, 5)), (1, (1, 1)), (5, (17, 8)), (33, (9, 12)), (40, (32, 48))]
-)
+@pytest.mark.parametrize(("count", "size"), [(0, (3, 5)), (1, (1, 1)), (5, (17, 8)), (33, (9, 12)), (40, (32, 48))])
 def test_regions_equal_the_loop(count, size, rasterise):
     boxes, valid = random_boxes(count, seed=count), torch.ones(count, dtype=torch.bool)
     valid[2:4] = False
@@ -114,9 +112,7 @@ def test_regions_tile_the_plane():
     valid = torch.ones(70, dtype=torch.bool)
     found = disjoint_regions(boxes, valid, height=21, width=34)
     masks = cover(boxes, valid, height=21, width=34)
-    assert torch.equal(
-        found.members[found.index].permute(2, 0, 1), masks
-    )  # each cell is in the boxes it is in
+    assert torch.equal(found.members[found.index].permute(2, 0, 1), masks)  # each cell is in the boxes it is in
     assert len(torch.unique(found.members, dim=0)) == len(found)
     assert set(found.index.unique().tolist()) >= set(range(1, len(found)))
     assert torch.allclose(found.iou[1:].amax(1), torch.ones(len(found) - 1))
@@ -173,9 +169,7 @@ def test_the_published_partition(place):
     labels = ["; ".join(w for w, m in zip(case["labels"], row, strict=True) if m) for row in found.members]
     assert labels == case["region_labels"]
     recorded = tensors["in.reorg_masks"][0].bool()
-    assert torch.equal(
-        torch.nn.functional.one_hot(found.index).permute(2, 0, 1).bool(), recorded[: len(found)]
-    )
+    assert torch.equal(torch.nn.functional.one_hot(found.index).permute(2, 0, 1).bool(), recorded[: len(found)])
     # The published background has one box of -1 and one IoU of 1; here it has no members.
     for row in range(1, len(found)):
         inside = found.members[row]

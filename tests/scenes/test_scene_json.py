@@ -28,9 +28,7 @@ def random_scene(seed: int) -> Scene:
             )
         )
     count = len(objects)
-    relations = [
-        Relation(subject=i, predicate="by", object=(i + 1) % count) for i in range(count) if count > 1
-    ]
+    relations = [Relation(subject=i, predicate="by", object=(i + 1) % count) for i in range(count) if count > 1]
     frame = Frame(original=(300, 400), crop=(1, 2, 200, 300), target=(20, 30)) if seed % 2 else None
     return Scene(
         id=str(seed),
@@ -57,9 +55,7 @@ def test_empty_fields_are_left_out():
     assert Scene(id="a").to_json() == {"id": "a"}
     bare = Scene(id="a", objects=(SceneObject(phrase="x"),))
     assert bare.to_json() == {"id": "a", "objects": [{"phrase": "x"}]}
-    assert (
-        Scene(id="a", objects=(SceneObject(phrase="x", score=0.0),)).to_json()["objects"][0]["score"] == 0.0
-    )
+    assert Scene(id="a", objects=(SceneObject(phrase="x", score=0.0),)).to_json()["objects"][0]["score"] == 0.0
 
 
 def test_what_is_given_back_is_a_copy():
@@ -125,10 +121,7 @@ def test_the_schema_knows_every_field_and_no_other():
     Draft202012Validator.check_schema(schema)
     parts = {
         Scene: schema,
-        **{
-            k: schema["$defs"][k.__name__.removeprefix("Scene").lower()]
-            for k in (SceneObject, Relation, Frame)
-        },
+        **{k: schema["$defs"][k.__name__.removeprefix("Scene").lower()] for k in (SceneObject, Relation, Frame)},
     }
     for kind, part in parts.items():
         assert list(part["properties"]) == [field.name for field in fields(kind)]

@@ -75,5 +75,9 @@ def place_in_box(boxes: Tensor, size: tuple[int, int], frequencies: int) -> Tens
         near.append((spread.clamp(-2, 2) / 2).expand(shape))
         share = distance / extents[vertical][..., None].clamp_min(1e-6)
         far.append((share[..., :, None] if vertical else share[..., None, :]).clamp(-1, 2).expand(shape))
-    waves = torch.stack(near, dim=-1)[..., None, :] * (math.pi / 2) * 2 ** torch.arange(frequencies, device=boxes.device)[:, None]
+    waves = (
+        torch.stack(near, dim=-1)[..., None, :]
+        * (math.pi / 2)
+        * 2 ** torch.arange(frequencies, device=boxes.device)[:, None]
+    )
     return torch.cat([torch.stack(far, dim=-1), waves.sin().flatten(-2), waves.cos().flatten(-2)], dim=-1)

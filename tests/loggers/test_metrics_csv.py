@@ -1,0 +1,38 @@
+import pytest
+
+from loggers.metrics_csv import MetricsCsv, read_metrics
+
+
+def test_figures_are_appended_and_epochs_left_out(tmp_path):
+    file = tmp_path / "run" / "metrics.csv"
+    MetricsCsv(file=file).log_metrics({"loss": 0.5, "epoch": 0}, step=1)
+    MetricsCsv(file=file).log_metrics({"loss": 0.25, "iou": 0.125}, step=2)
+    assert read_metrics(file) == [(1, "loss", 0.5), (2, "loss", 0.25), (2, "iou", 0.125)]
+
+
+def test_rewinding_drops_what_came_after_the_step(tmp_path):
+    log = MetricsCsv(file=tmp_path / "metrics.csv")
+    for step in range(5):
+        log.log_metrics({"loss": float(step)}, step=step)
+    log.rewind(2)
+    assert [step for step, _, _ in read_metrics(log.file)] == [0, 1, 2]
+    log.log_metrics({"loss": 9.0}, step=3)
+    assert read_metrics(log.file)[-1] == (3, "loss", 9.0)
+
+
+@pytest.mark.parametrize("torn", ["4,lo", "4,loss", "4,loss,"])
+def test_a_torn_last_line_is_passed_over(torn, tmp_path):
+    log = MetricsCsv(file=tmp_path / "metrics.csv")
+    log.log_metrics({"loss": 1.0}, step=3)
+    with log.file.open("a") as lines:
+        lines.write(torn)
+    assert read_metrics(log.file) == [(3, "loss", 1.0)]
+    log.rewind(3)
+    log.log_metrics({"loss": 2.0}, step=4)
+    assert read_metrics(log.file) == [(3, "loss", 1.0), (4, "loss", 2.0)]
+
+
+def test_no_file_is_no_figures(tmp_path):
+    assert read_metrics(tmp_path / "metrics.csv") == []
+    MetricsCsv(file=tmp_path / "metrics.csv").rewind(0)
+    assert not (tmp_path / "metrics.csv").exists()
