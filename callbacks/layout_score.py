@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from evaluation.generation import to_uint8
+from models.sampling import to_uint8
 from metrics.base import Metric
 
 

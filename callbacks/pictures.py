@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from evaluation.generation import to_uint8
+from models.sampling import to_uint8
 from scenes import SceneBatch
 from scenes.draw import draw_boxes, grid
 

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
-TASKS = ("convert", "latents", "embeddings", "label", "graphs", "filter", "stats", "check")
+TASKS = ("convert", "check")
 
 
 def _choose(setting: str, value: str, choices: Sequence[str]) -> None:
@@ -236,12 +236,10 @@ class Evaluate:
 class Sample:
     """Root of `sample.py`."""
 
-    run: str | None = None
-    weights: str | None = None  # an adapter file, with or instead of a run's newest checkpoint
+    run: str = MISSING
     scene: str = MISSING  # a scene file
     out: str = "sample.png"
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
-    boxes: bool = True  # draw the layout beside the pictures
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
@@ -261,18 +259,18 @@ class Prepare:
     task: str = "convert"
     source: Any = None
     shards: str | None = None  # folder of shards that a task other than convert reads
-    out: str = MISSING
+    out: str | None = None  # folder that task=convert makes
     shard_size: int = 1000  # samples to a shard
-    count: int | None = None  # samples taken; null: all
-    seed: int = 0
     paths: Paths = field(default_factory=Paths)
 
     def __post_init__(self) -> None:
         """Refuses values that no task can have."""
         _choose("task", self.task, TASKS)
-        _at_least("", self, shard_size=1, count=1, seed=0)
+        _at_least("", self, shard_size=1)
         if self.task == "convert" and self.source is None:
             raise ValueError("source: task=convert reads a source; name one with source=NAME, such as source=shapes")
+        if self.task == "convert" and self.out is None:
+            raise ValueError("out: task=convert makes a folder of shards; name it with out=DIR")
         if self.task != "convert" and self.shards is None:
             raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
 

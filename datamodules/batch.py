@@ -12,10 +12,10 @@ class Batch:
     """B samples.
 
     Not a dataclass on purpose: Lightning rewrites the tensors of dataclasses when a precision such as
-    `bf16-true` is set, and boxes, size ids and pictures must stay float32. For the same reason `self.log(...,
-    on_epoch=True)` needs `batch_size=len(batch)`.
+    `bf16-true` is set, and boxes, size ids and pictures must stay float32. For the same reason
+    `self.log(..., on_epoch=True)` needs `batch_size=len(batch)`.
 
-    Attributes:
+    Args:
         images: (B, 3, H, W) float32 in [-1, 1].
         scenes: The B scenes, in the frames of the pictures.
         positions: (B,) int64, where the samples stand in the stream of samples (validation: in the held-out

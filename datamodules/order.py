@@ -196,6 +196,9 @@ def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) ->
         ranks: Processes that validate together.
         rank: Which of them.
 
+    Returns:
+        The sample numbers of each batch.
+
     Raises:
         ValueError: There are fewer samples, or fewer in a batch, than ranks.
     """

@@ -29,17 +29,16 @@ def align_to_step(checkpoint: dict[str, Any], *, accumulate: int, max_steps: int
         return
     fit = loops["fit_loop"]
     progress = fit["epoch_loop.batch_progress"]
-    current, total = progress["current"], progress["total"]
+    total = progress["total"]
     whole = step * accumulate
     if step < max_steps:
         progress["is_last_batch"] = False
-    if current["ready"] == current["processed"] == whole:
+    if total["ready"] == total["processed"] == whole:
         return
     # As in a checkpoint from `on_train_batch_end` of the step's last micro-batch: that one is processed, not
     # completed, and Lightning adds the step to its count for loggers itself.
-    before = total["processed"] - current["processed"]
-    for counts, done in ((current, whole), (total, before + whole)):
-        counts.update(ready=done, started=done, processed=done, completed=done - 1)
+    for counts in (total, progress["current"]):
+        counts.update(ready=whole, started=whole, processed=whole, completed=whole - 1)
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
 
 

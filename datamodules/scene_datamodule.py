@@ -180,6 +180,9 @@ class SceneDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse what would change the order of samples.
 
+        Args:
+            state_dict: What `state_dict` gave when the checkpoint was made.
+
         Raises:
             ValueError: The checkpoint was made with another batch size.
         """
@@ -237,6 +240,10 @@ def _make_once(path: Path, make: Make) -> None:
 
 def _refuse_other_source(path: Path, make: Make | None) -> None:
     """Refuse shards that `make` would make of another source, as far as it tells its source.
+
+    Args:
+        path: Folder of the shards.
+        make: What made them, or would have.
 
     Raises:
         ShardError: Name or arguments differ.

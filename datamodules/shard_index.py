@@ -41,6 +41,12 @@ def has_shards(path: str | Path) -> bool:
 def read_index(path: str | Path) -> dict[str, Any]:
     """The content of a folder's `index.json`.
 
+    Args:
+        path: The folder.
+
+    Returns:
+        The index as JSON values.
+
     Raises:
         ShardError: There is no such folder, no index in it, or one that this version cannot read.
     """

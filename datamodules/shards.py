@@ -67,7 +67,15 @@ class _OpenShard:
 
 
 def _offsets(file: int, entry: ShardEntry, extensions: list[str]) -> np.ndarray:
-    """(count, len(extensions), 2) int64: offset and size of each sample's members.
+    """Where the members of each sample lie.
+
+    Args:
+        file: Descriptor of the open shard.
+        entry: What the index says of it.
+        extensions: Members of a sample, in their order.
+
+    Returns:
+        (count, len(extensions), 2) int64: offset and size.
 
     Raises:
         ValueError: The file is no tar, holds another number of samples, or a sample has other members.
@@ -124,6 +132,13 @@ class ShardSet:
     def read(self, shard: int, row: int) -> Record:
         """The sample in a row of a shard.
 
+        Args:
+            shard: Number of the shard.
+            row: Number of the sample in it.
+
+        Returns:
+            The sample.
+
         Raises:
             ShardError: What is stored there is no picture or no scene.
         """
@@ -175,6 +190,13 @@ class ShardReport:
 
 def check_shards(path: str | Path, *, progress: Progress | None = None) -> ShardReport:
     """Read every byte of a folder of shards and compare it with the index.
+
+    Args:
+        path: The folder.
+        progress: Called with (shards read, shards) after each shard.
+
+    Returns:
+        What was found; faults are told, not raised.
 
     Raises:
         ShardError: There is no folder or no index to compare with.

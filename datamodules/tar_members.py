@@ -22,7 +22,14 @@ class Member(NamedTuple):
 
 
 def members(file: int, size: int) -> Iterator[Member]:
-    """Walk over the members of an open tar of `size` bytes, in their order.
+    """Walk over the members of an open tar.
+
+    Args:
+        file: Its descriptor.
+        size: Its size in bytes.
+
+    Yields:
+        The members in their order.
 
     Raises:
         ValueError: What is read is not a header of a plain file, or a member ends behind the end of the file.

@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from evaluation.manifest import Manifest
+from models.sampling import to_uint8
 from scenes import Scene, SceneBatch
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
 
 Progress = Callable[[int, int], None]
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, H, W, 3) uint8 pictures of images (B, 3, H, W) in [-1, 1]."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def generate(

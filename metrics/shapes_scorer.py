@@ -29,7 +29,7 @@ from scenes.scene import Scene, SceneObject
 COLUMNS = ("layout_iou", "colour", "shape", "pattern", "relations")
 
 _COLOUR_LIMIT = 0.13  # OKLab distance beyond which a pixel has no colour of the palette
-_SMALLEST_AREA = 16  # cells; the smallest object that is drawn covers 36
+_SMALLEST_AREA = 10  # blocks of 2 x 2 cells; the smallest object drawn has 24
 _SHAPE_LIMIT = 0.6  # IoU with the best drawing below which an object has no shape
 _CONTRAST = 0.7  # contrast of the pattern drawings: blurred patterns show less than the full one
 _EIGHT = np.ones((3, 3), dtype=bool)
@@ -119,7 +119,7 @@ def _palette() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _colour_map(lab: np.ndarray) -> np.ndarray:
-    """The place in `COLOURS` of each pixel's nearest palette entry; -1 on a ground or far from every entry."""
+    """The place in `COLOURS` of each pixel's nearest palette entry; -1 on grounds and far from all entries."""
     entries, owners, _ = _palette()
     flat = lab.reshape(-1, 3)
     squares = (flat**2).sum(axis=1, keepdims=True) - 2 * flat @ entries.T + (entries**2).sum(axis=1)
@@ -132,8 +132,8 @@ def _colour_map(lab: np.ndarray) -> np.ndarray:
 def _largest_region(mask: np.ndarray, smallest: float) -> _Region | None:
     """The 8-connected region with most 2 x 2 blocks, None where that is fewer than `smallest`.
 
-    Blocks are counted and not pixels, because a blurred edge is a line of pixels whose mixed colour is often that
-    of another palette entry: red fades to white through pink.
+    Blocks are counted and not pixels, because a blurred edge is a line of pixels whose mixed colour is often
+    that of another palette entry: red fades to white through pink.
     """
     blocks = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:] & mask[1:, 1:]
     if np.count_nonzero(blocks) < smallest:
@@ -183,14 +183,14 @@ def _shape_of(region: _Region, hidden: np.ndarray) -> str | None:
     return best if overlaps[best] >= _SHAPE_LIMIT else None
 
 
-@functools.lru_cache(maxsize=2048)
-def _pattern_drawings(width: int, height: int, cell: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Every patterned drawing (K, height * width) float32, 1 where dark, and the pattern of each."""
+@functools.cache
+def _pattern_drawings(side: int, cell: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Every patterned drawing, (K, side, side) float32, 1 where dark, and the pattern of each."""
     period = 2 * cell
     phases = [("striped", (0, down)) for down in range(period)]
     phases += [("checked", (across, down)) for across in range(period) for down in range(cell)]
-    drawings = [pattern_tone(name, width, height, cell=cell, phase=phase) for name, phase in phases]
-    return np.stack(drawings).reshape(len(phases), -1).astype(np.float32), tuple(name for name, _ in phases)
+    drawings = [pattern_tone(name, side, side, cell=cell, phase=phase) for name, phase in phases]
+    return np.stack(drawings).astype(np.float32), tuple(name for name, _ in phases)
 
 
 def _pattern_of(region: _Region, colour: int, lab: np.ndarray) -> str:
@@ -199,12 +199,11 @@ def _pattern_of(region: _Region, colour: int, lab: np.ndarray) -> str:
     The brightness of the whole is free, so that a colour cast does not turn into a pattern.
     """
     bright, dark = _palette()[2][colour]
-    seen = region.mask[region.window]
     axis = (dark - bright) / ((dark - bright) ** 2).sum()
-    tone = np.clip((lab[region.window][seen] - bright) @ axis, 0, 1)
-    width, height = region.size
-    drawings, names = _pattern_drawings(width, height, 2 * max(1, round(len(lab) / CELLS)))
-    drawings = drawings[:, seen.reshape(-1)]
+    tone = np.clip((lab[region.mask] - bright) @ axis, 0, 1)
+    drawings, names = _pattern_drawings(max(lab.shape[:2]), 2 * max(1, round(len(lab) / CELLS)))
+    # Phases are all tried, so the drawings need not start at the region's corner.
+    drawings = drawings[:, : lab.shape[0], : lab.shape[1]][:, region.mask]
     drawings = drawings - drawings.mean(axis=1, keepdims=True)
     # |tone|^2 - |tone - c drawing|^2: how much a drawing explains that a plain one does not.
     gains = 2 * _CONTRAST * drawings @ (tone - tone.mean()) - _CONTRAST**2 * (drawings**2).sum(axis=1)
@@ -275,9 +274,10 @@ def score_picture(image: np.ndarray, scene: Scene) -> dict[str, float | None]:
         scene: Objects are told apart by colour: each colour once.
 
     Returns:
-        Means over the scene's objects, 0 for one that is not found: "layout_iou" (IoU of found and asked box),
-        "colour" (it is found), "shape" and "pattern" (the asked one); and "relations", over the asked relations
-        (it holds between the found boxes, 0 where either is missing). None where nothing of a kind is asked.
+        Means over the scene's objects, 0 for one that is not found: "layout_iou" (IoU of found and asked
+        box), "colour" (it is found), "shape" and "pattern" (the asked one); and "relations", over the asked
+        relations (it holds between the found boxes, 0 where either is missing). None where nothing of a kind
+        is asked.
 
     Raises:
         ValueError: A phrase of the scene names no colour of the palette.

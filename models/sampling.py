@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,3 +120,8 @@ class Sampler:
             return prediction
         with_scene, without = prediction.chunk(2)
         return without + self.guidance * (with_scene - without)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, H, W, 3) uint8 pictures of images (B, 3, H, W) in [-1, 1]."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from evaluation.generation import to_uint8
+from models.sampling import to_uint8
 from runtime.evaluation import load_module
 from scenes import SceneBatch, load_scene
 from scenes.draw import draw_boxes, draw_graph, grid

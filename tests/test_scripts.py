@@ -140,12 +140,12 @@ def test_a_scene_file_becomes_a_picture(trained, tmp_path):
 def test_shapes_become_shards_and_a_changed_byte_is_found(tmp_path):
     shards = tmp_path / "shards"
     run("prepare.py", "source=shapes", "source.count=20", f"out={shards}", "shard_size=8")
-    assert "3 shards, 20 samples" in run("prepare.py", "task=check", f"shards={shards}", f"out={tmp_path}")
+    assert "3 shards, 20 samples" in run("prepare.py", "task=check", f"shards={shards}")
     file = shards / "000001.tar"
     content = bytearray(file.read_bytes())
     content[700] ^= 1
     file.write_bytes(content)
-    error = run("prepare.py", "task=check", f"shards={shards}", f"out={tmp_path}", status=2)
+    error = run("prepare.py", "task=check", f"shards={shards}", status=2)
     assert "000001.tar" in error or "prepare it again" in error
 
 

@@ -17,7 +17,12 @@ from transformers import CLIPTextConfig
 from models.backbones.stable_diffusion import COMPONENTS, TOWERS, StableDiffusion, _encoder_class, _read
 from models.text import word_tokenizer
 
-WORDS = ["a", "an", "and", "the", "of", "on", "in", "with", "to", "at", "is", "by", "left", "right", "above", "below", "under", "behind", "inside", "man", "woman", "child", "person", "dog", "cat", "bird", "horse", "car", "bus", "tree", "house", "table", "chair", "cup", "plate", "ball", "hat", "shirt", "street", "grass", "sky", "water", "red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink", "white", "black", "brown", "large", "small", "circle", "square", "triangle", "diamond", "plain", "striped", "checked"]
+WORDS = """
+    a an and the of on in with to at is by left right above below under behind inside man woman child person dog
+    cat bird horse car bus tree house table chair cup plate ball hat shirt street grass sky water red green blue
+    yellow purple orange cyan pink white black brown large small circle square triangle diamond plain striped
+    checked
+""".split()
 
 UNET = {
     "sd15": {"block_out_channels": [16, 32, 32, 48], "attention_head_dim": 2, "cross_attention_dim": 24},

@@ -40,7 +40,8 @@ def test_defaults_are_right() -> None:
         (Train, {"batch_size": 0}, "batch_size=0: must be at least 1"),
         (Sample, {"seeds": []}, "seeds=[]"),
         (Prepare, {}, "name one with source=NAME"),
-        (Prepare, {"task": "latents"}, "shards: task=latents reads shards"),
+        (Prepare, {"task": "check"}, "shards: task=check reads shards"),
+        (Prepare, {"source": {"_target_": "x"}}, "name it with out=DIR"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(record: type, values: dict, message: str) -> None:

@@ -212,10 +212,17 @@ def test_a_finished_run_can_be_made_longer(tmp_path, shards, held_out, accumulat
         return train(tmp_path, data(), accumulate=accumulate, callbacks=[keep], **options, **validate)
 
     run(max_steps=4)
-    second = run(resume=tmp_path / "last.ckpt")
+    four = (tmp_path / "last.ckpt").rename(tmp_path / "four.ckpt")
+    second = run(resume=four)
     assert flat(second.micro_batches) == consecutive(4)
     assert second.trainer_step == STEPS
     assert {step for step, _ in second.validated} == {6}
+
+    run(resume=four, module=Recorder(stop_after=accumulate + accumulate // 2))
+    third = run(resume=tmp_path / "stopped.ckpt")
+    assert flat(third.micro_batches) == consecutive(5)
+    assert third.trainer_step == STEPS
+    assert {step for step, _ in third.validated} == {6}
 
 
 def test_a_finished_run_stays_finished(tmp_path, shards):

@@ -75,7 +75,7 @@ def test_a_script_runs_and_hydra_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_sweep_runs_every_job_and_writes_beside_the_runs(call: Call, tmp_path: Path) -> None:
     seen = []
-    status, _, errors = call("-m", "scene=a.json,b.json", main=lambda cfg: seen.append(cfg.scene))
+    status, _, errors = call("-m", "run=r", "scene=a.json,b.json", main=lambda cfg: seen.append(cfg.scene))
     assert (status, seen, errors) == (0, ["a.json", "b.json"], [])
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [Path("runs/.multirun/multirun.yaml")]
@@ -83,17 +83,18 @@ def test_a_sweep_runs_every_job_and_writes_beside_the_runs(call: Call, tmp_path:
 
 def test_a_sweep_with_a_wrong_value_starts_no_job(call: Call) -> None:
     seen = []
-    status, _, errors = call("-m", "scene=a.json", "boxes=true,x", main=seen.append)
-    assert (status, seen, errors) == (2, [], ["sample.py: boxes=x: must be true or false"])
+    status, _, errors = call("-m", "run=r", "scene=a.json", "seeds=[0],x", main=seen.append)
+    assert (status, seen, len(errors)) == (2, [], 1)
+    assert errors[0].startswith("sample.py: seeds=x: ")
 
 
 def test_a_sweep_checks_each_combination_when_its_turn_comes(call: Call) -> None:
     # One by one the values go with the first of the other override; only the last of the jobs cannot be.
     seen = []
-    sweep = ("-m", "shards=a,null", "task=convert,latents", "source=shapes", "out=b")
+    sweep = ("-m", "shards=a,null", "task=convert,check", "source=shapes", "out=b")
     status, _, errors = call(*sweep, config="prepare", main=lambda cfg: seen.append(cfg.task))
-    assert (status, seen) == (2, ["convert", "latents", "convert"])
-    assert errors[-1].startswith("prepare.py: shards: task=latents reads shards")
+    assert (status, seen) == (2, ["convert", "check", "convert"])
+    assert errors[-1].startswith("prepare.py: shards: task=check reads shards")
 
 
 def test_help_and_the_configuration_are_shown_without_running(call: Call) -> None:
@@ -102,7 +103,7 @@ def test_help_and_the_configuration_are_shown_without_running(call: Call) -> Non
 
     status, out, errors = call("--help", main=never)
     assert (status, errors) == (0, [])
-    assert out[0].startswith("python sample.py run=DIR|weights=FILE")
+    assert out[0].startswith("python sample.py run=DIR scene=FILE")
     assert any(re.match(r"experiment: .*shapes_regions", line) for line in out)
     status, out, errors = call("--cfg", "job", "out=a.png", main=never)
     assert (status, errors) == (0, [])
@@ -127,16 +128,16 @@ def fail(error: Exception) -> Callable[[DictConfig], None]:
 
 
 def test_a_mistake_found_while_running_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, _, errors = call("scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it")))
+    status, _, errors = call("run=r", "scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it")))
     assert (status, errors) == (2, ["sample.py: scene.json: box: outside the picture; clip it"])
     monkeypatch.setenv(TRACEBACK, "1")
-    status, _, errors = call("scene=a", main=fail(ValueError("no")))
+    status, _, errors = call("run=r", "scene=a", main=fail(ValueError("no")))
     assert (status, errors[0], errors[-1]) == (2, "Traceback (most recent call last):", "sample.py: no")
 
 
 def test_a_defect_keeps_its_traceback_from_the_job_on(call: Call) -> None:
     with pytest.raises(KeyError) as caught:
-        call("scene=a", main=fail(KeyError("defect")))
+        call("run=r", "scene=a", main=fail(KeyError("defect")))
     names = [entry.name for entry in caught.traceback]
     assert names[-1] == "main"
     assert not {"run_job", "_run_hydra"} & set(names)
