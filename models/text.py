@@ -8,6 +8,7 @@ Legend: M strings asked for, B captions, T tokens, C width of a token (summed ov
 
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -126,11 +127,11 @@ def _byte_characters() -> list[str]:
 class TextTower(nn.Module):
     """One CLIP tokenizer with one CLIP text encoder.
 
-    Strings are encoded once each. No attention mask is given, as in the published pipelines: the encoder is causal, so
-    tokens after the end token cannot reach those before it, and a trimmed string gives the features of a padded one.
+    No attention mask is given, as in the published pipelines: the encoder is causal, so tokens after the end token cannot
+    reach those before it, and a trimmed string gives the features of a padded one.
 
-    Attributes:
-        truncated: how many strings were cut to the tokenizer's length so far.
+    Raises:
+        ValueError: a tokenizer that does not fit the encoder.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel | CLIPTextModelWithProjection) -> None:
@@ -143,12 +144,11 @@ class TextTower(nn.Module):
             )
         if len(tokenizer) > encoder.config.vocab_size:
             raise ValueError(
-                f"text_encoder.vocab_size: {encoder.config.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens; "
-                "take the tokenizer that belongs to this encoder"
+                f"text_encoder.vocab_size: {encoder.config.vocab_size} is less than the tokenizer's {len(tokenizer)} "
+                "tokens; take the tokenizer that belongs to this encoder"
             )
         self.tokenizer = tokenizer
         self.encoder = encoder
-        self.truncated = 0
 
     @property
     def width(self) -> int:
@@ -166,32 +166,18 @@ class TextTower(nn.Module):
         return self.tokenizer.model_max_length
 
     def tokenise(self, strings: Sequence[str]) -> list[list[int]]:
-        """Token ids of each string with start and end token, cut to `max_length` where longer (counted, said once)."""
-        if not len(strings):
-            return []
-        rows = self.tokenizer(list(strings), truncation=False, verbose=False)["input_ids"]
-        long = sum(len(row) > self.max_length for row in rows)
-        if long and not self.truncated:
-            example = max(zip(rows, strings, strict=True), key=lambda pair: len(pair[0]))[1]
-            warnings.warn(
-                f"text: {example[:60]!r} is longer than {self.max_length} tokens and was cut; further cut strings are only "
-                "counted (TextTower.truncated)",
-                stacklevel=2,
-            )
-        self.truncated += long
-        return [
-            row if len(row) <= self.max_length else [*row[: self.max_length - 1], self.tokenizer.eos_token_id]
-            for row in rows
-        ]
+        """Token ids of each string with start and end token, however long."""
+        return self.tokenizer(list(strings), truncation=False, verbose=False)["input_ids"]
 
-    def encode(self, rows: Sequence[Sequence[int]], *, length: int) -> PhraseFeatures:
-        """Features of rows of token ids, padded with the tokenizer's padding token to `length`."""
+    def encode(self, rows: Sequence[list[int]], *, length: int) -> PhraseFeatures:
+        """Features of rows of token ids, each padded or cut to `length`; the end token stays."""
         device = self.encoder.get_input_embeddings().weight.device
         padding, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        ids = torch.tensor([[*row, *([padding] * (length - len(row)))] for row in rows], device=device)
+        cut = [row if len(row) <= length else [*row[: length - 1], end] for row in rows]
+        ids = torch.tensor([row + [padding] * (length - len(row)) for row in cut], device=device)
         outputs = self.encoder(input_ids=ids, output_hidden_states=True)
         # Found by the tokenizer's own end token: CLIPTextModel looks for config.eos_token_id, and for the largest id where
-        # that is the legacy 2, both of which can disagree with the tokenizer.
+        # that is the legacy 2; both can disagree with the tokenizer.
         at_end = (ids == end).int().argmax(dim=-1)
         pooled = outputs.last_hidden_state[torch.arange(len(rows), device=device), at_end]
         projection = getattr(self.encoder, "text_projection", None)
@@ -200,7 +186,7 @@ class TextTower(nn.Module):
             penultimate_hidden=outputs.hidden_states[-2],
             pooled=pooled,
             projected=None if projection is None else projection(pooled),
-            lengths=torch.tensor([len(row) for row in rows], device=device),
+            lengths=torch.tensor([len(row) for row in cut], device=device),
         )
 
 
@@ -211,6 +197,9 @@ class TextTowers(nn.Module):
         towers: towers in the order in which their features are concatenated.
         caption_layer: "last" (SD) or "penultimate" (SDXL): the layer that captions are read from.
         caption_pooled: whether a `Prompt` carries the projected vector (SDXL: bigG's).
+
+    Attributes:
+        truncated: how many of the strings asked for were longer than `max_length` so far, and were cut.
 
     Raises:
         ValueError: no tower, towers of different lengths, or a pooled caption without any text projection.
@@ -234,6 +223,7 @@ class TextTowers(nn.Module):
         self.towers = nn.ModuleList(towers)
         self.caption_layer = caption_layer
         self.caption_pooled = caption_pooled
+        self.truncated = 0
 
     @property
     def width(self) -> int:
@@ -245,11 +235,6 @@ class TextTowers(nn.Module):
         """Tokens of a padded caption."""
         return self.towers[0].max_length
 
-    @property
-    def truncated(self) -> int:
-        """How many strings were cut so far."""
-        return self.towers[0].truncated
-
     def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
         """Features of M strings; each distinct string runs through the encoder(s) once.
 
@@ -257,13 +242,27 @@ class TextTowers(nn.Module):
             phrases: M strings, repetitions welcome; M may be 0.
             padded: pad to the tokenizer's length (T = `max_length`) in place of trimming to the longest string.
         """
-        distinct = {phrase: index for index, phrase in enumerate(dict.fromkeys(phrases))} or {"": 0}
+        asked = Counter(phrases) or Counter([""])
+        distinct = {phrase: index for index, phrase in enumerate(asked)}
         tokenised = [tower.tokenise(list(distinct)) for tower in self.towers]
-        longest = max(len(row) for rows in tokenised for row in rows)
-        length = self.max_length if padded else longest
+        lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
+        self._count_long(
+            {phrase: asked[phrase] for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
+        )
+        length = self.max_length if padded else min(max(lengths), self.max_length)
         parts = tuple(tower.encode(rows, length=length) for tower, rows in zip(self.towers, tokenised, strict=True))
         joined = _join(parts)
         return joined[torch.tensor([distinct[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
+
+    def _count_long(self, long: dict[str, int]) -> None:
+        """Counts strings that are cut, and says so the first time."""
+        if long and not self.truncated:
+            warnings.warn(
+                f"text: {next(iter(long))[:60]!r} is longer than {self.max_length} tokens and was cut; further ones are "
+                "only counted (TextTowers.truncated)",
+                stacklevel=3,
+            )
+        self.truncated += sum(long.values())
 
     def encode_captions(self, captions: Sequence[str]) -> Prompt:
         """The captions as the UNet takes them, padded to the tokenizer's length as in the published pipelines."""

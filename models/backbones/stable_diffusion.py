@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -102,31 +103,20 @@ class StableDiffusion(Backbone):
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype: {dtype!r} is unknown; take {', '.join(DTYPES)}")
         where: dict[str, Any] = {"revision": revision}
-        weights = {**where, "variant": variant, "output_loading_info": True}
-        cast = {**weights, "dtype": DTYPES[dtype]}
+        settings = {**where, "variant": variant}
         with _opening("path", path, "scheduler"):  # first: the smallest file
             scheduler_config = DDPMScheduler.load_config(str(path), subfolder="scheduler", **where)
-        with _opening("path", path, "unet"):
-            unet = _complete(
-                path,
-                "unet",
-                UNet2DConditionModel.from_pretrained(str(path), subfolder="unet", attention_type="default", **cast),
-                allowed=GATED,
-            )
-        own = (path, "vae", "path") if vae is None else (vae, None, "vae")
-        with _opening(own[2], own[0], own[1]):
-            settings = weights if vae is None else {"output_loading_info": True}
-            autoencoder = _complete(
-                own[0],
-                own[1] or "weights",
-                AutoencoderKL.from_pretrained(str(own[0]), subfolder=own[1], dtype=torch.float32, **settings),
-            )
+        cast = {**settings, "dtype": DTYPES[dtype]}
+        unet = _load(UNet2DConditionModel, path, "unet", allowed=GATED, attention_type="default", **cast)
+        if vae is None:
+            autoencoder = _load(AutoencoderKL, path, "vae", dtype=torch.float32, **settings)
+        else:
+            autoencoder = _load(AutoencoderKL, vae, None, setting="vae", dtype=torch.float32)
         towers = []
         for encoder, tokenizer in TOWERS[: 2 if unet.config.addition_embed_type == "text_time" else 1]:
             with _opening("path", path, encoder):
-                config = CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where)
-                loaded = _encoder_class(config).from_pretrained(str(path), subfolder=encoder, **cast)
-                model = _complete(path, encoder, loaded, allowed=("position_ids",))
+                encoder_class = _encoder_class(CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where))
+            model = _load(encoder_class, path, encoder, allowed=("position_ids",), **cast)
             with _opening("path", path, tokenizer):
                 towers.append(TextTower(CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer, **where), model))
         return cls(
@@ -263,7 +253,7 @@ def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]
         raise ValueError(f"{what} is no folder here; give a folder in diffusers' layout or a name on the hub")
     try:
         yield
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         kind = "lacks files in" if Path(text).is_dir() else "is no folder here, and the hub gave no"
         raise ValueError(
@@ -271,11 +261,18 @@ def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]
         ) from error
 
 
-def _complete(
-    path: str | Path, part: str, loaded: tuple[Any, Mapping[str, Any]], *, allowed: Sequence[str] = ()
+def _load(
+    model_class: Any,
+    path: str | Path,
+    part: str | None,
+    *,
+    setting: str = "path",
+    allowed: Sequence[str] = (),
+    **settings: Any,
 ) -> Any:
-    """The loaded model, once every weight has found its place; keys with a part in `allowed` may be left over."""
-    model, info = loaded
+    """One part with every weight in its place; keys in the file with a name in `allowed` may be left over."""
+    with _opening(setting, path, part):
+        model, info = model_class.from_pretrained(str(path), subfolder=part or "", output_loading_info=True, **settings)
     spare = [key for key in info["unexpected_keys"] if not set(key.split(".")) & set(allowed)]
     faults = {
         "missing keys": sorted(info["missing_keys"]),
@@ -283,6 +280,6 @@ def _complete(
         "other shapes": sorted(str(key) for key in info["mismatched_keys"]),
     }
     if any(faults.values()):
-        named = "; ".join(f"{what} {keys[:4]} of {len(keys)}" for what, keys in faults.items() if keys)
-        raise ValueError(f"backbone.path: {path}/{part}: {named}; take weights that fit their config.json")
+        named = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:4])})" for what, keys in faults.items() if keys)
+        raise ValueError(f"backbone.{setting}: {path}: {part or 'autoencoder'}: {named}; take a whole set of weights")
     return model
