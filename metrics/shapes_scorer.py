@@ -29,6 +29,7 @@ from scenes.scene import Scene, SceneObject
 COLUMNS = ("layout_iou", "colour", "shape", "pattern", "relations")
 
 _COLOUR_LIMIT = 0.13  # OKLab distance beyond which a pixel has no colour of the palette
+_GREYS = tuple((level, level, level) for level in (70, 105, 140, 170))  # grey wash is no colour, as grounds are not
 _SMALLEST_AREA = 10  # blocks of 2 x 2 cells; the smallest object drawn has 24
 _SHAPE_LIMIT = 0.6  # IoU with the best drawing below which an object has no shape
 _CONTRAST = 0.7  # contrast of the pattern drawings: blurred patterns show less than the full one
@@ -109,12 +110,12 @@ def oklab(image: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _palette() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """OKLab entries (E, 3), the colour of each (E,) with -1 for grounds, and both tones of each colour (8, 2, 3)."""
+    """OKLab entries (E, 3), the colour of each (E,) with -1 for neutral ones, and both tones of each colour (8, 2, 3)."""
     tones = oklab(np.array([PALETTE[colour] for colour in COLOURS], dtype=np.uint8))
     # The mixture of both tones is an entry too: blurred patterns tend to it.
     entries = np.concatenate([tones, tones.mean(axis=1, keepdims=True)], axis=1)
-    grounds = oklab(np.array(GROUNDS, dtype=np.uint8))
-    owners = np.concatenate([np.repeat(np.arange(len(COLOURS)), entries.shape[1]), np.full(len(GROUNDS), -1)])
+    grounds = oklab(np.array([*GROUNDS, *_GREYS], dtype=np.uint8))
+    owners = np.concatenate([np.repeat(np.arange(len(COLOURS)), entries.shape[1]), np.full(len(grounds), -1)])
     return np.concatenate([entries.reshape(-1, 3), grounds]), owners, tones
 
 
