@@ -181,7 +181,7 @@ class SceneDiffusion(pl.LightningModule):
         """Verifies that what is missing from the checkpoint is exactly the frozen part.
 
         Raises:
-            ValueError: a checkpoint of another method or backbone, or with missing or unexpected keys.
+            ValueError: a checkpoint of another method or backbone, or with missing or unexpected keys or other shapes.
         """
         own, other = self._identity(), checkpoint.get("belongs_to")
         if other is not None and other != own:
@@ -195,6 +195,13 @@ class SceneDiffusion(pl.LightningModule):
             if keys:
                 raise ValueError(
                     f"checkpoint: {kind} {len(keys)} keys, first {min(keys)}; give a checkpoint of this run"
+                )
+        weights = self.state_dict()
+        for key in self._saved_keys():
+            shapes = tuple(checkpoint["state_dict"][key].shape), tuple(weights[key].shape)
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"checkpoint: {key} is {shapes[0]}, this run's is {shapes[1]}; set the method as in that run"
                 )
 
     def _saved_keys(self) -> list[str]:

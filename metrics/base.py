@@ -8,13 +8,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from scenes.scene import Scene
 
-Row = dict[str, float | str | None]
+Row = dict[str, Any]  # "scene": its id; each column: float | None
 
 _BLOCK = 4_000_000  # draws at a time: keeps the bootstrap of a large set within tens of MB
 
@@ -137,6 +137,9 @@ class SceneMetric(Metric):
         Args:
             image: (H, W, 3) uint8 RGB.
             scene: Its Scene.
+
+        Returns:
+            The values by column.
         """
 
     @property
@@ -182,6 +185,10 @@ class SceneMetric(Metric):
 
 def check_images(images: np.ndarray, scenes: Sequence[Scene]) -> None:
     """Refuses pictures that are not (B, H, W, 3) uint8, or not as many as the Scenes.
+
+    Args:
+        images: What is to be (B, H, W, 3) uint8.
+        scenes: The B Scenes.
 
     Raises:
         ValueError: They are not.

@@ -139,7 +139,8 @@ def _largest_region(mask: np.ndarray, smallest: float) -> _Region | None:
     blocks = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:] & mask[1:, 1:]
     if np.count_nonzero(blocks) < smallest:
         return None
-    labels, _ = ndimage.label(mask, _EIGHT)
+    labels = np.empty(mask.shape, dtype=np.int32)
+    ndimage.label(mask, _EIGHT, output=labels)
     areas = np.bincount(labels[:-1, :-1][blocks])
     label = int(areas.argmax())
     if areas[label] < smallest:
@@ -241,17 +242,18 @@ def find_objects(image: np.ndarray, colours: Sequence[str] = COLOURS) -> dict[st
     }
 
 
-def _asked(item: SceneObject, scene: Scene) -> dict[str, str | None]:
+def _asked(item: SceneObject, scene: Scene) -> tuple[str, str | None, str | None]:
     """Colour, shape and pattern that an object's words ask for; None where they leave one open."""
     words = {*item.phrase.split(), item.label, *item.attributes}
-    kinds = (("colour", COLOURS), ("shape", SHAPES), ("pattern", PATTERNS))
-    asked = {kind: next((word for word in known if word in words), None) for kind, known in kinds}
-    if asked["colour"] is None:
+    colour, shape, pattern = (
+        next((word for word in known if word in words), None) for known in (COLOURS, SHAPES, PATTERNS)
+    )
+    if colour is None:
         raise ValueError(
             f"scene {scene.id}: phrase: {item.phrase!r} names none of {', '.join(COLOURS)}; "
             "the shapes scorer finds objects by colour, choose another metric for other data"
         )
-    return asked
+    return colour, shape, pattern
 
 
 def _box_iou(one: Sequence[float], other: Sequence[float]) -> float:
@@ -284,8 +286,8 @@ def score_picture(image: np.ndarray, scene: Scene) -> dict[str, float | None]:
         ValueError: A phrase of the scene names no colour of the palette.
     """
     asked = [_asked(item, scene) for item in scene.objects]
-    found_by_colour = find_objects(image, [words["colour"] for words in asked])
-    found = [found_by_colour.get(words["colour"]) for words in asked]
+    found_by_colour = find_objects(image, [colour for colour, _, _ in asked])
+    found = [found_by_colour.get(colour) for colour, _, _ in asked]
     overlaps = [
         _box_iou(item.box, seen.box) if seen else 0.0
         for item, seen in zip(scene.objects, found, strict=True)
@@ -303,10 +305,8 @@ def score_picture(image: np.ndarray, scene: Scene) -> dict[str, float | None]:
     return {
         "layout_iou": _mean(overlaps),
         "colour": _mean([seen is not None for _, seen in pairs]),
-        "shape": _mean([bool(seen) and seen.shape == words["shape"] for words, seen in pairs if words["shape"]]),
-        "pattern": _mean(
-            [bool(seen) and seen.pattern == words["pattern"] for words, seen in pairs if words["pattern"]]
-        ),
+        "shape": _mean([seen is not None and seen.shape == shape for (_, shape, _), seen in pairs if shape]),
+        "pattern": _mean([seen is not None and seen.pattern == pattern for (_, _, pattern), seen in pairs if pattern]),
         "relations": _mean(relations),
     }
 

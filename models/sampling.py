@@ -87,7 +87,7 @@ class Sampler:
             latents = start_latents(seed, [scene.id for scene in scenes], (backbone.latent_channels, *grid))
         schedule = self.scheduler(backbone.scheduler_config)
         schedule.set_timesteps(self.steps)
-        inputs = self._inputs(backbone, conditioning, scenes, grid)
+        inputs = self._inputs(backbone, conditioning, scenes, (height, width))
         bare = inputs.without_slots()
         grounded = round(self.grounding_fraction * len(schedule.timesteps))
         latents = latents.to(backbone.device) * schedule.init_noise_sigma
@@ -102,15 +102,15 @@ class Sampler:
         return backbone.decode(latents)
 
     def _inputs(
-        self, backbone: Backbone, conditioning: Conditioning, scenes: SceneBatch, grid: tuple[int, int]
+        self, backbone: Backbone, conditioning: Conditioning, scenes: SceneBatch, size: tuple[int, int]
     ) -> DenoiserInputs:
         """The conditioned half, followed by the unguided half (null scene, negative prompt) where guidance needs it."""
-        captions = scenes.captions
+        captions, grid = scenes.captions, (size[0] // backbone.latent_scale, size[1] // backbone.latent_scale)
         if self.guidance == 1:
-            return conditioning(backbone, scenes, captions, grid)
+            return conditioning(backbone, scenes, captions, grid, size=size)
         null = scenes.drop(torch.zeros(len(scenes), dtype=torch.bool))
         both = type(scenes)([*scenes.scenes, *null.scenes], device=scenes.device)
-        return conditioning(backbone, both, [*captions, *[self.negative_prompt] * len(scenes)], grid)
+        return conditioning(backbone, both, [*captions, *[self.negative_prompt] * len(scenes)], grid, size=size)
 
     def _predict(self, backbone: Backbone, latents: Tensor, time: Tensor, inputs: DenoiserInputs) -> Tensor:
         halves = 1 if self.guidance == 1 else 2

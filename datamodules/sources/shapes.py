@@ -16,6 +16,7 @@ from PIL import Image
 from datamodules.sources.base import Source
 from scenes.graph import relation_between
 from scenes.masks import encode
+from scenes.records import Box
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 CELLS = 32
@@ -62,6 +63,11 @@ _TAN_NEAR_DIAGONAL = float(np.tan(np.deg2rad(45 - 8)))
 @functools.lru_cache(maxsize=8192)
 def shape_body(shape: str, width: int, height: int) -> np.ndarray:
     """The pixels of a shape that fills its box: it touches all four sides.
+
+    Args:
+        shape: One of `SHAPES`.
+        width: Width of the box, px.
+        height: Height of the box, px.
 
     Returns:
         (height, width) bool, read-only.
@@ -207,7 +213,7 @@ def _is_free(candidate: _Placed, placed: list[_Placed]) -> bool:
             return False
         across = abs(2 * (left - other_left) + width - other_width)
         down = abs(2 * (top - other_top) + height - other_height)
-        if min(across, down) > _TAN_NEAR_DIAGONAL * max(across, down):
+        if across > _TAN_NEAR_DIAGONAL * down and down > _TAN_NEAR_DIAGONAL * across:
             return False
     return True
 
@@ -228,8 +234,9 @@ def _try_layout(draws: _Draws, count: int, nested: bool) -> list[_Placed] | None
             left, top = outer.left + _RIM, outer.top + _RIM
             right, bottom = outer.left + outer.width - _RIM, outer.top + outer.height - _RIM
         width, height = _sides(draws, shape, low, high)
-        for _ in range(_TRIES):
-            x, y = draws.integer(left, right - width), draws.integer(top, bottom - height)
+        columns, rows = right - width - left + 1, bottom - height - top + 1
+        for _ in range(_TRIES):  # the hot loop of the source
+            x, y = left + int(draws.uniform() * columns), top + int(draws.uniform() * rows)
             candidate = _Placed(shape, x, y, width, height, is_inner)
             if _is_free(candidate, placed):
                 placed.append(candidate)
@@ -246,6 +253,12 @@ def _draw_layout(draws: _Draws, count: int) -> list[_Placed]:
     return layout
 
 
+def _box_of(placed: _Placed) -> Box:
+    """The xyxy box in [0, 1]; exact, because `CELLS` is a power of two."""
+    _, left, top, width, height, _ = placed
+    return left / CELLS, top / CELLS, (left + width) / CELLS, (top + height) / CELLS
+
+
 def _article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
@@ -256,7 +269,7 @@ def caption_of(phrases: Sequence[str]) -> str:
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 
-def _relations(boxes: Sequence[tuple[float, ...]], inner: int | None, outer: int | None) -> tuple[Relation, ...]:
+def _relations(boxes: Sequence[Box], inner: int | None, outer: int | None) -> tuple[Relation, ...]:
     """One relation for each pair; its subject is the earlier object, or the inner one of a nested pair."""
     relations = []
     for first in range(len(boxes)):
@@ -326,6 +339,9 @@ class Shapes(Source):
         Args:
             index: 0 to count - 1; the sample is number start + index of the stream.
 
+        Returns:
+            The scene, and its RGB picture of size x size px.
+
         Raises:
             IndexError: The index is outside that range.
         """
@@ -340,30 +356,24 @@ class Shapes(Source):
         canvas, masks = self._render(layout, looks, GROUNDS[draws.integer(0, len(GROUNDS) - 1)])
 
         order = draws.shuffled(range(count))
-        objects = []
-        for i in order:
-            placed, (colour, pattern) = layout[i], looks[i]
-            objects.append(
-                SceneObject(
-                    phrase=f"{colour} {pattern} {placed.shape}",
-                    label=placed.shape,
-                    attributes=(colour, pattern),
-                    box=(
-                        placed.left / CELLS,
-                        placed.top / CELLS,
-                        (placed.left + placed.width) / CELLS,
-                        (placed.top + placed.height) / CELLS,
-                    ),
-                    mask=encode(masks[i]),
-                )
+        boxes = [_box_of(layout[i]) for i in order]
+        objects = [
+            SceneObject(
+                phrase=f"{looks[i][0]} {looks[i][1]} {layout[i].shape}",
+                label=layout[i].shape,
+                attributes=looks[i],
+                box=box,
+                mask=encode(masks[i]),
             )
+            for i, box in zip(order, boxes, strict=True)
+        ]
         nested = count > 1 and layout[1].nested
         scene = Scene(
             id=f"shapes-{self.seed}-{number:08d}",
             caption=caption_of([item.phrase for item in draws.shuffled(objects)]),
             objects=tuple(objects),
             relations=_relations(
-                [item.box for item in objects],
+                boxes,
                 order.index(1) if nested else None,
                 order.index(0) if nested else None,
             ),

@@ -8,6 +8,8 @@ can be built without weights. Training and sampling live elsewhere.
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -22,6 +25,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from models.backbones.base import Backbone
 from models.text import TextTower, TextTowers, word_tokenizer
+
+log = logging.getLogger(__name__)
 
 COMPONENTS = Path(__file__).parent / "components"
 ENCODERS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
@@ -252,13 +257,27 @@ def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]
     elif text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"{what} is no folder here; give a folder in diffusers' layout or a name on the hub")
     try:
-        yield
+        with warnings.catch_warnings():  # diffusers 0.42 gives the hub's client an argument that it warns of
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+            yield
     except (OSError, HfHubHTTPError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
-        kind = "lacks files in" if Path(text).is_dir() else "is no folder here, and the hub gave no"
-        raise ValueError(
-            f"{what} {kind} {part or 'autoencoder'} ({reason}); give a folder in diffusers' layout"
-        ) from error
+        if Path(text).is_dir():
+            fault, way = "lacks files in", "give a whole folder in diffusers' layout"
+        else:
+            fault, way = "is no folder here, and the hub gave no", "give a folder, or check the name and the network"
+        raise ValueError(f"{what} {fault} {part or 'autoencoder'} ({reason}); {way}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps diffusers from listing every weight that found no place: `_load` counts them."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def _load(
@@ -271,9 +290,12 @@ def _load(
     **settings: Any,
 ) -> Any:
     """One part with every weight in its place; keys in the file with a name in `allowed` may be left over."""
-    with _opening(setting, path, part):
+    with _opening(setting, path, part), _quiet():
         model, info = model_class.from_pretrained(str(path), subfolder=part or "", output_loading_info=True, **settings)
-    spare = [key for key in info["unexpected_keys"] if not set(key.split(".")) & set(allowed)]
+    left = [key for key in info["unexpected_keys"] if set(key.split(".")) & set(allowed)]
+    spare = set(info["unexpected_keys"]) - set(left)
+    if left:
+        log.info("%s: %s: %d weights left out (%s)", path, part, len(left), ", ".join(allowed))
     faults = {
         "missing keys": sorted(info["missing_keys"]),
         "unexpected keys": sorted(spare),

@@ -100,9 +100,24 @@ class Conditioning(nn.Module):
         detach(unet)
 
     def forward(
-        self, backbone: Backbone, scenes: SceneBatch, captions: Sequence[str], latent_size: tuple[int, int]
+        self,
+        backbone: Backbone,
+        scenes: SceneBatch,
+        captions: Sequence[str],
+        latent_size: tuple[int, int],
+        *,
+        size: tuple[int, int] | None = None,
     ) -> DenoiserInputs:
-        """Everything that the denoiser takes for B scenes under B captions."""
+        """Everything that the denoiser takes for B scenes under B captions.
+
+        Args:
+            backbone: encodes captions and phrases, and knows its size ids.
+            scenes: B scenes.
+            captions: B captions.
+            latent_size: (h, w) cells.
+            size: (height, width) px to assume for scenes without a frame, as in sampling; None refuses them where the
+                backbone takes size ids.
+        """
         prompt = backbone.encode_captions(captions)
         slots: dict[str, Any] = {}
         for name, adapter in self.adapters.items():
@@ -111,7 +126,7 @@ class Conditioning(nn.Module):
             if output.payload is not None:
                 slots[name] = output.payload
         return DenoiserInputs(
-            prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes), slots=slots
+            prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes, size=size), slots=slots
         )
 
 

@@ -27,6 +27,8 @@ class DiffusionObjective(nn.Module):
         prediction: "epsilon", "v" or "sample", as the backbone predicts; "backbone" takes the backbone's.
         min_snr_gamma: cut of the signal-to-noise ratio in the weight; None weights all levels alike.
         offset_noise: strength of noise that is constant over a channel.
+        time_power: 1 draws all noise levels alike; above 1 the density of a level t grows as t**(time_power - 1), for
+            what is decided at high noise: where things are.
 
     Raises:
         ValueError: an unknown prediction, another one than the backbone's, or a value out of range.
@@ -43,6 +45,7 @@ class DiffusionObjective(nn.Module):
         prediction: str = "backbone",
         min_snr_gamma: float | None = None,
         offset_noise: float = 0.0,
+        time_power: float = 1.0,
     ) -> None:
         super().__init__()
         schedule = DDPMScheduler.from_config(dict(scheduler_config))
@@ -55,15 +58,19 @@ class DiffusionObjective(nn.Module):
             )
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"objective.min_snr_gamma: {min_snr_gamma} is not above 0; take 5, or null for no weight")
+        if time_power <= 0:
+            raise ValueError(f"objective.time_power: {time_power} is not above 0; take 1 for uniform levels")
         self.prediction = own
+        self.time_power = time_power
         self.min_snr_gamma = min_snr_gamma
         self.offset_noise = offset_noise
         self.steps: int = schedule.config.num_train_timesteps
-        self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
+        # no buffer: brought to half precision with the module, the highest signal level would round to 1
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod
 
     def times(self, draws: Draws) -> Tensor:
-        """(B,) int64 uniform noise levels in [0, steps)."""
-        return (draws.time * self.steps).long()
+        """(B,) int64 noise levels in [0, steps)."""
+        return (draws.time ** (1 / self.time_power) * self.steps).long().clamp(max=self.steps - 1)
 
     def noise(self, draws: Draws) -> Tensor:
         """(B, C, h, w) noise, offset included."""
@@ -87,7 +94,7 @@ class DiffusionObjective(nn.Module):
         """(B,) weights of the noise levels."""
         if self.min_snr_gamma is None:
             return torch.ones(times.shape, device=times.device)
-        alpha = self.alphas_cumprod[times]
+        alpha = self._alpha(times)
         ratio = alpha / (1 - alpha)
         cut = ratio.clamp(max=self.min_snr_gamma)
         divisor = {"epsilon": ratio, "v": ratio + 1, "sample": torch.ones_like(ratio)}[self.prediction]
@@ -99,5 +106,9 @@ class DiffusionObjective(nn.Module):
         return error.square().flatten(1).mean(dim=1) * self.weight(times)
 
     def _levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas_cumprod[times].view(-1, 1, 1, 1)
+        alpha = self._alpha(times).view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def _alpha(self, times: Tensor) -> Tensor:
+        self.alphas_cumprod = self.alphas_cumprod.to(times.device)
+        return self.alphas_cumprod[times]

@@ -124,9 +124,9 @@ class TestPhrases:
 
     def test_lengths_count_start_and_end(self, one):
         features = one.encode_phrases(PHRASES)
-        assert features.lengths.tolist() == [5, 3, 5, 2, 11]
+        assert features.lengths.tolist() == [5, 3, 5, 2, 12]
         assert features.lengths.dtype == torch.int64
-        assert features.mask.sum(1).tolist() == [5, 3, 5, 2, 11]
+        assert features.mask.sum(1).tolist() == [5, 3, 5, 2, 12]
         assert features.mask.shape == features.last_hidden.shape[:2]
 
     def test_no_strings_give_empty_features(self, two):

@@ -100,20 +100,21 @@ class RegionalAttention(nn.Module):
         self.to_k = nn.Linear(token_width, inner, bias=False)
         self.to_v = nn.Linear(token_width, inner, bias=False)
         self.null = nn.Parameter(torch.zeros(inner))
-        self.place = nn.Linear(place_width, inner) if place_width else None
-        self.to_out = nn.Linear(inner, site.width)
+        self.mix = nn.Linear(site.width + inner + place_width, 2 * inner) if place_width else None
+        self.to_out = nn.Linear(2 * inner if place_width else inner, site.width)
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, hidden: Tensor, payload: RegionPayload) -> Tensor:
         """Hidden states (B, L, C) with the words of each position's boxes added."""
         level = payload.levels[hidden.shape[1]]
-        query = self._split(self.to_q(self.norm(hidden)))
+        normed = self.norm(hidden)
+        query = self._split(self.to_q(normed))
         key, value = self._split(self.to_k(payload.tokens)), self._split(self.to_v(payload.tokens))
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=level.mask[:, None])
         found = torch.where(level.covered, found.transpose(1, 2).flatten(2), self.null.to(found.dtype))
-        if self.place is not None:
-            found = functional.silu(found + self.place(level.places))
+        if self.mix is not None:  # what to add depends on what is there: an object in the wrong place must go
+            found = functional.silu(self.mix(torch.cat([normed, found, level.places], dim=-1)))
         return hidden + self.to_out(found)
 
     def _split(self, features: Tensor) -> Tensor:
@@ -169,21 +170,22 @@ class RegionsAdapter(Adapter):
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Region tokens and where they apply, for B scenes; an empty batch of objects is B null conditions."""
         boxes, valid = _at_least_one(scenes)
-        words, open_words = _phrase_tokens(scenes, valid, text)
+        words, open_words, ends = _phrase_tokens(scenes, valid, text)
         tokens = self.tokens(words, boxes)
+        whole = tokens.gather(2, ends[..., None, None].expand(-1, -1, 1, tokens.shape[-1])).squeeze(2)
         levels = {}
         for level in self.levels:
             size = (-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level))
             under = cover(boxes, valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
             mask = (under[..., None] & open_words[:, None]).flatten(2)
             covered = mask.any(dim=-1, keepdim=True)
-            places = None if self.places is None else self.places(tokens[:, :, 0], boxes, valid, size)
+            places = None if self.places is None else self.places(whole, boxes, valid, size)
             levels[size[0] * size[1]] = RegionLevel(mask=mask | ~covered, covered=covered, places=places)
         return AdapterOutput(payload=RegionPayload(tokens=tokens.flatten(1, 2), levels=levels))
 
 
 class PlaceMap(nn.Module):
-    """What the boxes say about each position: a sum over the boxes that touch it, weighted by how much they cover.
+    """What the boxes say about each position: a sum over those that touch it, weighted by how much of it they cover.
 
     Beyond the published method, whose positions know a box only through its words' tokens.
 
@@ -199,14 +201,14 @@ class PlaceMap(nn.Module):
         self.frequencies = frequencies
         self.where = nn.Linear(4 + 8 * frequencies, hidden)
         self.what = nn.Linear(token_width, hidden)
-        self.out = nn.Linear(hidden, width)
+        self.out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
 
     def forward(self, tokens: Tensor, boxes: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, L, G) of one token per object (B, N, D), boxes (B, N, 4) and valid (B, N)."""
         place = self.where(place_in_box(boxes, size, self.frequencies).to(tokens.dtype))
-        features = self.out(functional.silu(place + self.what(tokens)[:, :, None, None]))
+        features = functional.silu(place + self.what(tokens)[:, :, None, None])
         share = overlap(boxes, valid, size).to(features.dtype)
-        return (features * share[..., None]).sum(dim=1).flatten(1, 2)
+        return self.out((features * share[..., None]).sum(dim=1).flatten(1, 2))
 
 
 def _at_least_one(scenes: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -216,10 +218,14 @@ def _at_least_one(scenes: SceneBatch) -> tuple[Tensor, Tensor]:
     return scenes.boxes.new_zeros(len(scenes), 1, 4), scenes.valid.new_zeros(len(scenes), 1)
 
 
-def _phrase_tokens(scenes: SceneBatch, valid: Tensor, text: Text) -> tuple[Tensor, Tensor]:
-    """Words (B, N, T, C) of every object and which of them count (B, N, T); objects that are not valid have none."""
+def _phrase_tokens(scenes: SceneBatch, valid: Tensor, text: Text) -> tuple[Tensor, Tensor, Tensor]:
+    """Words (B, N, T, C) of every object, which of them count (B, N, T), and where each phrase ends (B, N).
+
+    Objects that are not valid have no word that counts. The last word of a phrase has seen all of it.
+    """
     count = valid.shape[1]
     phrases = [phrase for row in scenes.phrases for phrase in [*row, *[""] * (count - len(row))]]
     features = text.phrases(phrases)
     words = features.last_hidden.unflatten(0, (len(scenes), count))
-    return words, features.mask.unflatten(0, (len(scenes), count)) & valid[..., None]
+    open_words = features.mask.unflatten(0, (len(scenes), count)) & valid[..., None]
+    return words, open_words, (features.lengths - 1).unflatten(0, (len(scenes), count))

@@ -1,0 +1,105 @@
+"""What several test files share: small shards, the composed configuration, tiny backbones and one short run."""
+
+import functools
+
+import pytest
+import torch
+
+from datamodules.shards import write_shards
+from datamodules.sources.shapes import Shapes
+from runtime.build import build_backbone
+from runtime.composition import compose
+from runtime.run_directory import RunDirectory
+
+TINY_SHAPES = (
+    "backbone.weights=null",
+    "backbone.unet_config.norm_num_groups=8",
+    "backbone.unet_config.block_out_channels=[16,24]",
+    "backbone.unet_config.attention_head_dim=[2,3]",
+    "backbone.text_config.hidden_size=32",
+    "backbone.text_config.intermediate_size=64",
+)
+SHORT = (
+    "objective=diffusion",
+    "batch_size=8",
+    "conditioning.regions.width=24",
+    "conditioning.regions.hidden=32",
+    "conditioning.regions.place_width=8",
+    "data.make.source.count=64",
+    "data.make_validation.source.count=8",
+    "callback.layout_score.scenes=2",
+    "callback.pictures.scenes=2",
+    "optimizer.learning_rate=1e-3",
+    "optimizer.schedule=cosine",
+    "sampler.steps=2",
+    "trainer.max_steps=4",
+    "trainer.save_every=1",
+    "trainer.log_every=1",
+    "trainer.validate_every=2",
+)
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory):
+    """composed(*overrides): `conf/train.yaml` without what an experiment would state."""
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "blank.yaml").write_text("# @package _global_\nname: blank\n")
+
+    def with_overrides(*overrides):
+        return compose("train", ["experiment=blank", *overrides], config_dir=str(folder))
+
+    return with_overrides
+
+
+@pytest.fixture(scope="session")
+def backbone_named(composed):
+    """backbone_named(name): a backbone of `conf/backbone` at tiny size and random weights, built once; detach what you attach."""
+
+    @functools.cache
+    def build(name):
+        cfg = composed(f"backbone={name}", *(TINY_SHAPES if name == "shapes" else ()))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build_backbone(cfg)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A folder for `paths.data`: 64 training scenes in 4 shards, 8 held out."""
+    folder = tmp_path_factory.mktemp("data")
+    write_shards(Shapes(count=64), folder / "shapes" / "train", shard_size=16)
+    write_shards(Shapes(count=8, start=10_000_000), folder / "shapes" / "validation")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short(composed, small_data):
+    """short(folder, *overrides): a run of 4 steps over the small shards; `without` leaves out what names these groups."""
+
+    def with_overrides(folder, *overrides, without=()):
+        small = [setting for setting in SHORT if not setting.startswith(tuple(f"{group}." for group in without))]
+        return composed(f"run={folder}", f"paths.data={small_data}", *TINY_SHAPES, *small, *overrides)
+
+    return with_overrides
+
+
+@pytest.fixture(scope="session")
+def fit():
+    """fit(cfg): what `train.py` does; gives the trained module."""
+    from runtime.training import train
+
+    def fitted(cfg):
+        directory = RunDirectory(cfg.run)
+        return train(cfg, directory, directory.inspect(cfg))
+
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def short_run(short, fit, tmp_path_factory):
+    """(configuration, module) of a finished short run with every callback; to be read, not changed."""
+    cfg = short(tmp_path_factory.mktemp("runs") / "short")
+    return cfg, fit(cfg)

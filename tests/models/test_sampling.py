@@ -1,0 +1,207 @@
+"""The sampler against a plain loop, and what a picture may depend on: weights, settings, seed and its own scene."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hydra.utils import instantiate
+
+from models.conditioning.base import Conditioning
+from models.conditioning.regions import RegionsAdapter
+from models.objectives.draws import start_latents
+from models.sampling import Sampler, to_uint8
+from scenes import Frame, Scene, SceneBatch, SceneObject
+
+STEPS = 4
+
+
+def scene(name, caption, *objects):
+    return Scene(id=name, caption=caption, objects=tuple(SceneObject(phrase=p, box=box) for p, box in objects))
+
+
+SCENES = SceneBatch(
+    [
+        scene("a", "a red circle", ("red circle", (0.1, 0.1, 0.5, 0.6)), ("square", (0.4, 0.5, 0.9, 0.9))),
+        scene("b", "a blue striped square and a circle", ("blue striped square", (0.0, 0.5, 1.0, 1.0))),
+        scene("c", "a diamond"),
+    ]
+)
+
+
+def awake(backbone):
+    """A regions adapter that acts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapter = RegionsAdapter(backbone, width=24, hidden=32, place_width=4)
+        with torch.no_grad():
+            for attention in adapter.attentions:
+                attention.to_out.weight.normal_(std=0.3)
+    return Conditioning({"regions": adapter})
+
+
+@pytest.fixture(scope="module")
+def shapes(backbone_named):
+    return backbone_named("shapes")
+
+
+@pytest.fixture(scope="module")
+def conditioning(shapes):
+    conditioning = awake(shapes)
+    conditioning.attach(shapes.unet)
+    yield conditioning
+    conditioning.detach(shapes.unet)
+
+
+@pytest.fixture(scope="module")
+def sampler_named(composed):
+    def build(name, **settings):
+        node = composed(f"sampler={name}").sampler
+        return instantiate({**node, "steps": STEPS, "guidance": 3.0, **settings}, _convert_="all")
+
+    made = {}
+
+    def named(name):
+        return made.setdefault(name, build(name))
+
+    return named
+
+
+def ddim(**settings):
+    return Sampler(scheduler=DDIMScheduler.from_config, **{"steps": STEPS, "guidance": 1.0, **settings})
+
+
+@torch.no_grad()
+def looped(backbone, conditioning, *, guidance, seed, negative=""):
+    """DDIM with guidance written out."""
+    grid = (backbone.resolution // backbone.latent_scale,) * 2
+    schedule = DDIMScheduler.from_config(backbone.scheduler_config)
+    schedule.set_timesteps(STEPS)
+    latents = start_latents(seed, [one.id for one in SCENES], (backbone.latent_channels, *grid))
+    null = SceneBatch([one.without_layout() for one in SCENES])
+    for time in schedule.timesteps:
+        times = time.expand(len(SCENES))
+        inputs = conditioning(backbone, SCENES, SCENES.captions, grid)
+        prediction = backbone.denoise(latents, times, inputs)
+        if guidance != 1:
+            unguided = backbone.denoise(latents, times, conditioning(backbone, null, [negative] * 3, grid))
+            prediction = unguided + guidance * (prediction - unguided)
+        latents = schedule.step(prediction, time, latents).prev_sample
+    return backbone.decode(latents)
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (0.0, ""), (3.0, ""), (3.0, "a blue square")])
+def test_it_equals_the_loop_written_out(guidance, negative, shapes, conditioning):
+    drawn = ddim(guidance=guidance, negative_prompt=negative)(shapes, conditioning, SCENES, seed=0)
+    expected = looped(shapes, conditioning, guidance=guidance, seed=0, negative=negative)
+    assert drawn.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_guidance_the_denoiser_sees_each_scene_once(shapes, conditioning):
+    sizes = []
+    hook = shapes.unet.conv_in.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    try:
+        ddim(guidance=1.0)(shapes, conditioning, SCENES, seed=0)
+        ddim(guidance=2.0)(shapes, conditioning, SCENES, seed=0)
+    finally:
+        hook.remove()
+    assert sizes == [3] * STEPS + [6] * STEPS
+
+
+# diffusers 0.42 turns a tensor into an array in a way that numpy 2 warns of
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver"])
+def test_a_picture_does_not_depend_on_its_batch(name, sampler_named, shapes, conditioning):
+    sampler = sampler_named(name)
+    together = sampler(shapes, conditioning, SCENES, seed=5)
+    assert together.isfinite().all()
+    assert together.abs().max() <= 1
+    for place in range(3):
+        alone = sampler(shapes, conditioning, SCENES[[place]], seed=5)
+        torch.testing.assert_close(alone[0], together[place], atol=1e-5, rtol=0)
+
+
+def test_scene_and_seed_matter_and_the_global_generator_does_not(shapes, conditioning):
+    sampler = ddim()
+    torch.manual_seed(1)
+    state, first = torch.get_rng_state(), sampler(shapes, conditioning, SCENES, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(sampler(shapes, conditioning, SCENES, seed=0), first)
+    assert not torch.allclose(sampler(shapes, conditioning, SCENES, seed=1), first, atol=1e-2)
+    bare = sampler(shapes, conditioning, SCENES.drop(torch.tensor([False, True, True])), seed=0)
+    assert not torch.allclose(bare[0], first[0], atol=1e-3)
+    torch.testing.assert_close(bare[1:], first[1:], atol=1e-5, rtol=0)
+
+
+def test_with_a_grounding_fraction_of_zero_it_is_the_bare_backbone(shapes, conditioning):
+    never = ddim(guidance=3.0, grounding_fraction=0.0)(shapes, conditioning, SCENES, seed=0)
+    assert not torch.allclose(ddim(guidance=3.0)(shapes, conditioning, SCENES, seed=0), never, atol=1e-3)
+    conditioning.detach(shapes.unet)
+    try:
+        bare = ddim(guidance=3.0)(shapes, Conditioning({}), SCENES, seed=0)
+    finally:
+        conditioning.attach(shapes.unet)
+    torch.testing.assert_close(never, bare, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("fraction", "grounded"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.0, 4)])
+def test_the_scene_acts_in_the_first_share_of_the_steps(fraction, grounded, shapes, conditioning):
+    steps, acted = [], []
+    hooks = [
+        shapes.unet.conv_in.register_forward_hook(lambda *_: steps.append(None)),
+        conditioning.adapters["regions"].attentions[0].register_forward_hook(lambda *_: acted.append(len(steps))),
+    ]
+    try:
+        ddim(grounding_fraction=fraction)(shapes, conditioning, SCENES, seed=0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert acted == list(range(1, grounded + 1))
+
+
+def test_other_sizes_and_given_latents(shapes, conditioning):
+    wide = ddim()(shapes, conditioning, SCENES, seed=0, size=(20, 28))
+    assert wide.shape == (3, 3, 20, 28)
+    latents = start_latents(0, ["a", "b", "c"], (shapes.latent_channels, 10, 14))
+    given = ddim()(shapes, conditioning, SCENES, seed=9, size=(20, 28), latents=latents)
+    assert torch.equal(given, wide)
+
+
+def test_scenes_without_a_frame_are_drawn_as_whole_pictures(backbone_named):
+    backbone = backbone_named("tiny_sdxl")
+    framed = SceneBatch(
+        [Scene(id=one.id, caption=one.caption, objects=one.objects, frame=Frame(original=(64, 128))) for one in SCENES]
+    )
+    conditioning = awake(backbone)
+    conditioning.attach(backbone.unet)
+    try:
+        drawn = [
+            ddim(steps=2, guidance=2.0)(backbone, conditioning, scenes, seed=0, size=(64, 128))
+            for scenes in (SCENES, framed)
+        ]
+    finally:
+        conditioning.detach(backbone.unet)
+    assert drawn[0].shape == (3, 3, 64, 128)
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "sampler.steps: 0 is less than 1"),
+        ({"grounding_fraction": 1.5}, r"sampler.grounding_fraction: 1.5 is outside \[0, 1\]"),
+        ({"grounding_fraction": -0.1}, "sampler.grounding_fraction: -0.1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ddim(**settings)
+
+
+def test_pictures_of_the_range():
+    images = torch.tensor([-1.0, 1.0, 0.0, -2.0, 5.0, 128 / 127.5 - 1]).view(1, 1, 1, 6).expand(2, 3, 4, 6)
+    pictures = to_uint8(images)
+    assert pictures.shape == (2, 4, 6, 3)
+    assert pictures.dtype == np.uint8
+    assert pictures[1, 2, :, 0].tolist() == [0, 255, 128, 0, 255, 128]
