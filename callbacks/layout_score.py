@@ -7,8 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from models.sampling import to_uint8
 from metrics.base import Metric
+from models.sampling import to_uint8
 
 
 class LayoutScore(pl.Callback):

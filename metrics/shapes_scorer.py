@@ -1,30 +1,22 @@
 """The exact scorer of the shapes data: reads objects, attributes and relations off a picture, without a model.
 
 An object is found by its colour, because colours are distinct within a scene; shape and pattern are the ones
-whose drawing explains its pixels best. Palette and drawings are those of `datamodules.sources.shapes`.
+whose drawing explains its pixels best. Palette and drawings are those of `scenes.shapes`.
 """
 
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
-from datamodules.sources.shapes import (
-    CELLS,
-    COLOURS,
-    GROUNDS,
-    PALETTE,
-    PATTERNS,
-    SHAPES,
-    Shapes,
-    pattern_tone,
-    shape_body,
-)
 from metrics.base import SceneMetric, Value
 from scenes.graph import relation_between
 from scenes.scene import Scene, SceneObject
+from scenes.shapes import CELLS, COLOURS, GROUNDS, PALETTE, PATTERNS, SHAPES, pattern_tone, shape_body
 
 COLUMNS = ("layout_iou", "colour", "shape", "pattern", "relations")
 
@@ -328,7 +320,15 @@ class ShapesScorer(SceneMetric):
         return score_picture(image, scene)
 
 
-def ceiling_and_floor(source: Shapes, indices: Sequence[int]) -> dict[str, dict[str, Value]]:
+class Samples(Protocol):
+    """What `ceiling_and_floor` takes: anything that draws (scene, picture) by index, such as the shapes source."""
+
+    def sample(self, index: int) -> tuple[Scene, Image.Image]:
+        """One scene with its picture."""
+        ...
+
+
+def ceiling_and_floor(source: Samples, indices: Sequence[int]) -> dict[str, dict[str, Value]]:
     """What a perfect model would score, and one that ignores what it is asked for.
 
     Args:

@@ -28,7 +28,14 @@ ALLOWED = {  # of the project's own packages
     "lightning_modules": {"scenes", "metrics", "models", "datamodules", "labelling", "callbacks"},
     "evaluation": {"scenes", "metrics", "models", "lightning_modules"},
 }
-FIRST = {"__init__", "command", "composition", "keys", "run_directory", "build"}  # imported before the settings are checked
+FIRST = {
+    "__init__",
+    "command",
+    "composition",
+    "keys",
+    "run_directory",
+    "build",
+}  # imported before the settings are checked
 PROJECT = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))} | set(ALLOWED)
 
 

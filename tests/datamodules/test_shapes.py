@@ -8,22 +8,11 @@ import numpy as np
 import pytest
 
 from datamodules.sources.base import PROVIDABLE, Source
-from datamodules.sources.shapes import (
-    COLOURS,
-    GROUNDS,
-    PALETTE,
-    PATTERNS,
-    PREDICATES,
-    SHAPES,
-    VOCABULARY,
-    Shapes,
-    caption_of,
-    pattern_tone,
-    shape_body,
-)
+from datamodules.sources.shapes import Shapes, caption_of
 from scenes.graph import relation_between
 from scenes.masks import decode
 from scenes.scene import Scene
+from scenes.shapes import COLOURS, GROUNDS, PALETTE, PATTERNS, PREDICATES, SHAPES, VOCABULARY, pattern_tone, shape_body
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datamodules.sources.shapes import COLOURS, GROUNDS, PALETTE, PATTERNS, SHAPES, Shapes, pattern_tone, shape_body
+from datamodules.sources.shapes import Shapes
 from metrics.shapes_scorer import COLUMNS, ShapesScorer, ceiling_and_floor, find_objects, oklab, score_picture
 from scenes.scene import Relation, Scene, SceneObject
+from scenes.shapes import COLOURS, GROUNDS, PALETTE, PATTERNS, SHAPES, pattern_tone, shape_body
 
 GREY = GROUNDS[1]
 

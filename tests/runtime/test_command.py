@@ -128,7 +128,9 @@ def fail(error: Exception) -> Callable[[DictConfig], None]:
 
 
 def test_a_mistake_found_while_running_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, _, errors = call("run=r", "scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it")))
+    status, _, errors = call(
+        "run=r", "scene=a", main=fail(ValueError("scene.json: box: outside\n  the picture; clip it"))
+    )
     assert (status, errors) == (2, ["sample.py: scene.json: box: outside the picture; clip it"])
     monkeypatch.setenv(TRACEBACK, "1")
     status, _, errors = call("run=r", "scene=a", main=fail(ValueError("no")))
