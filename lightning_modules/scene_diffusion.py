@@ -98,10 +98,8 @@ class SceneDiffusion(pl.LightningModule):
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
         losses = self.losses(batch, batch.positions.tolist())
         loss = losses.mean()
-        if not torch.isfinite(loss):
-            return self._left_out(batch, losses)
-        self.log("train/loss", loss.detach(), batch_size=len(losses))
-        return loss
+        self.log("train/loss", loss.detach(), batch_size=len(losses))  # NaN too: else the value before is logged again
+        return loss if torch.isfinite(loss) else self._left_out(batch, losses)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss with noise level and noise fixed for each scene, and no condition dropped."""

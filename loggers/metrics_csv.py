@@ -27,6 +27,7 @@ class MetricsCsv(Logger):
     def __init__(self, *, file: str | Path) -> None:
         super().__init__()
         self.file = Path(file)
+        self._kept: set[tuple[int | None, str]] = set()
 
     @property
     def name(self) -> str:
@@ -41,19 +42,24 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends figures; Lightning's own count of epochs is left out."""
+        rows = [(step, name, float(value)) for name, value in metrics.items() if name != "epoch"]
         begins = not self.file.is_file()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", newline="", encoding="utf-8") as lines:
             writer = csv.writer(lines)
             if begins:
                 writer.writerow(COLUMNS)
-            writer.writerows((step, name, float(value)) for name, value in metrics.items() if name != "epoch")
+            writer.writerows(row for row in rows if row[:2] not in self._kept)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's settings are in its config.yaml."""
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after the step that a run goes on from, and a line that a kill tore."""
+        """Drops what was logged after the step that a run goes on from, and a line that a kill tore.
+
+        A figure of a step is logged before the step (its loss) or after it (a score), so at this step some are there from
+        before and come again, the same, and some do not come again: all are kept, and none is written twice.
+        """
         rows = read_metrics(self.file)
         torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
         if torn or any(at > step for at, _, _ in rows):
@@ -61,6 +67,7 @@ class MetricsCsv(Logger):
             for at, name, value in rows:
                 if at <= step:
                     self.log_metrics({name: value}, at)
+        self._kept = {(at, name) for at, name, _ in rows if at == step}
 
 
 def read_metrics(file: str | Path) -> list[tuple[int, str, float]]:

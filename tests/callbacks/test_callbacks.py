@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.layout_score import LayoutScore
 from callbacks.progress import Progress
 from loggers.metrics_csv import read_metrics
-from metrics.shapes_scorer import ShapesScorer
+from metrics.base import SceneMetric
 from models.sampling import to_uint8
 from runtime.run_directory import RunDirectory, is_whole
 
@@ -103,18 +104,28 @@ class TestPictures:
         assert events.read_bytes().count(b"pictures") == 2
 
 
+class Brightness(SceneMetric):
+    """A metric that tells any two pictures apart, also those of a backbone that draws nothing yet."""
+
+    name = "brightness"
+
+    def score(self, image, scene):
+        return {"brightness": float(image.mean())}
+
+
 class TestLayoutScore:
-    def test_it_is_what_the_metric_says_of_the_averaged_weights(self, short_run):
-        _, module = short_run
-        held_out = module.trainer.datamodule.held_out(2)
+    def test_it_is_what_the_metric_says_of_the_averaged_weights(self, accumulated):
+        module, metric = accumulated[1], Brightness()
+        trainer, held_out = module.trainer, module.trainer.datamodule.held_out(2)
+        metric.update(np.zeros((1, 32, 32, 3), np.uint8), list(held_out.scenes)[:1])  # from a use before
+        callback = LayoutScore(metric=metric, every=4, scenes=2, seed=3)
+        callback.on_train_batch_end(trainer, module, None, None, 0)
         with module.averaged():
-            drawn = to_uint8(module.sample(held_out.scenes, seed=0))
-        metric = ShapesScorer()
-        metric.update(drawn, list(held_out.scenes))
-        expected = metric.compute()
-        assert "layout_iou" in expected
-        for name, value in expected.items():
-            assert dict(logged(short_run, f"layout/{name}"))[4] == pytest.approx(value.mean, nan_ok=True)
+            drawn = to_uint8(module.sample(held_out.scenes, seed=3))
+        assert drawn.std() > 1
+        value = float(trainer.callback_metrics["layout/brightness"])
+        assert value == pytest.approx(drawn.mean(), rel=1e-6)
+        assert logged(accumulated, "layout/brightness") == [(4, pytest.approx(value))]
 
     def test_it_is_logged_once_on_the_steps_that_are_due(self, short_run, accumulated):
         assert [step for step, _ in logged(short_run, "layout/layout_iou")] == [2, 4]

@@ -20,6 +20,18 @@ def test_rewinding_drops_what_came_after_the_step(tmp_path):
     assert read_metrics(log.file)[-1] == (3, "loss", 9.0)
 
 
+def test_what_comes_again_at_the_step_itself_is_there_once(tmp_path):
+    log = MetricsCsv(file=tmp_path / "metrics.csv")
+    rows = [(1, "loss", 0.5), (2, "score", 0.25), (2, "loss", 0.125), (3, "score", 1.0), (3, "loss", 2.0)]
+    for step, name, value in rows:
+        log.log_metrics({name: value}, step=step)
+    again = MetricsCsv(file=log.file)
+    again.rewind(2)
+    for step, name, value in rows[2:]:
+        again.log_metrics({name: value}, step=step)
+    assert read_metrics(log.file) == rows
+
+
 @pytest.mark.parametrize("torn", ["4,lo", "4,loss", "4,loss,"])
 def test_a_torn_last_line_is_passed_over(torn, tmp_path):
     log = MetricsCsv(file=tmp_path / "metrics.csv")
