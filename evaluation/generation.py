@@ -59,6 +59,13 @@ def generate(
 def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
     """The pictures of scenes as (H, W, 3) uint8, from a folder that something else filled with `<scene id>.png` or .jpg.
 
+    Args:
+        folder: where the pictures lie; .png is taken before .jpg and .jpeg.
+        scenes: the scenes whose pictures are wanted.
+
+    Yields:
+        (H, W, 3) uint8, one picture for each scene, in the order of `scenes`.
+
     Raises:
         ValueError: a scene has no picture there; scoring only those that exist would change the protocol.
     """

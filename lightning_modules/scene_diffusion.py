@@ -125,6 +125,13 @@ class SceneDiffusion(pl.LightningModule):
     def _left_out(self, batch: Batch, losses: Tensor) -> Tensor:
         """A loss of 0 in place of one that is not finite, as often as the settings allow.
 
+        Args:
+            batch: B samples; those with a loss that is not finite are named by their scene's id.
+            losses: (B,) their losses, at least one of them not finite.
+
+        Returns:
+            A scalar 0 that depends on every trained parameter, so that each gets a gradient of 0 on every rank.
+
         Raises:
             FloatingPointError: once too often; the samples are named.
         """
@@ -177,6 +184,9 @@ class SceneDiffusion(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Verifies that what is missing from the checkpoint is exactly the frozen part.
+
+        Args:
+            checkpoint: what Lightning read: `state_dict`, and `belongs_to` as `on_save_checkpoint` noted it.
 
         Raises:
             ValueError: a checkpoint of another method or backbone, or with missing or unexpected keys or other shapes.

@@ -18,6 +18,9 @@ def learning_rate_factor(
         warmup_steps: steps of a linear rise; the first step already moves.
         final_fraction: where the decay ends.
 
+    Returns:
+        A function of the optimizer step, counted from 0, that gives the factor on the base learning rate.
+
     Raises:
         ValueError: an unknown schedule, or a warm-up that is no shorter than the run.
     """

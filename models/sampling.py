@@ -80,6 +80,9 @@ class Sampler:
             seed: with a scene's id it decides the start latents.
             size: (H, W) px; the backbone's resolution by default.
             latents: (B, C, h, w) start latents in place of drawn ones.
+
+        Returns:
+            (B, 3, H, W) float images, clamped, on the backbone's device.
         """
         height, width = size or (backbone.resolution, backbone.resolution)
         grid = (height // backbone.latent_scale, width // backbone.latent_scale)
@@ -90,16 +93,16 @@ class Sampler:
         inputs = self._inputs(backbone, conditioning, scenes, (height, width))
         bare = inputs.without_slots()
         grounded = round(self.grounding_fraction * len(schedule.timesteps))
-        latents = latents.to(backbone.device) * schedule.init_noise_sigma
+        state: Tensor = latents.to(backbone.device) * schedule.init_noise_sigma
         for index, time in enumerate(schedule.timesteps):
             prediction = self._predict(
                 backbone,
-                schedule.scale_model_input(latents, time),
+                schedule.scale_model_input(state, time),
                 time,
                 inputs if index < grounded else bare,
             )
-            latents = schedule.step(prediction, time, latents, return_dict=False)[0]
-        return backbone.decode(latents)
+            state = schedule.step(prediction, time, state, return_dict=False)[0]
+        return backbone.decode(state)
 
     def _inputs(
         self, backbone: Backbone, conditioning: Conditioning, scenes: SceneBatch, size: tuple[int, int]

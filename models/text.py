@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,9 @@ def word_tokenizer(words: Sequence[str], *, max_length: int) -> CLIPTokenizer:
         words: words to know; their order fixes the token ids, repetitions count once.
         max_length: longest sequence with start and end token; longer text is for the caller to cut.
 
+    Returns:
+        A tokenizer whose ids run through bytes, bytes that end a word, merges of the words, and start and end token.
+
     Raises:
         ValueError: a word that CLIP's rules split before any merge ("t-shirt", "42", "two words").
     """
@@ -130,6 +133,10 @@ class TextTower(nn.Module):
     No attention mask is given, as in the published pipelines: the encoder is causal, so tokens after the end token cannot
     reach those before it, and a trimmed string gives the features of a padded one.
 
+    Args:
+        tokenizer: its `model_max_length` is the length of a padded caption.
+        encoder: the transformer, with or without a text projection.
+
     Raises:
         ValueError: a tokenizer that does not fit the encoder.
     """
@@ -171,14 +178,14 @@ class TextTower(nn.Module):
 
     def encode(self, rows: Sequence[list[int]], *, length: int) -> PhraseFeatures:
         """Features of rows of token ids, each padded or cut to `length`; the end token stays."""
-        device = self.encoder.get_input_embeddings().weight.device
+        device = cast(nn.Embedding, self.encoder.get_input_embeddings()).weight.device
         padding, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         cut = [row if len(row) <= length else [*row[: length - 1], end] for row in rows]
         ids = torch.tensor([row + [padding] * (length - len(row)) for row in cut], device=device)
         outputs = self.encoder(input_ids=ids, output_hidden_states=True)
         # Found by the tokenizer's own end token: CLIPTextModel looks for config.eos_token_id, and for the largest id where
         # that is the legacy 2; both can disagree with the tokenizer.
-        at_end = (ids == end).int().argmax(dim=-1)
+        at_end = ids.eq(end).int().argmax(dim=-1)
         pooled = outputs.last_hidden_state[torch.arange(len(rows), device=device), at_end]
         projection = getattr(self.encoder, "text_projection", None)
         return PhraseFeatures(
@@ -228,12 +235,17 @@ class TextTowers(nn.Module):
     @property
     def width(self) -> int:
         """Width of a token feature, summed over the towers."""
-        return sum(tower.width for tower in self.towers)
+        return sum(tower.width for tower in self.each)
+
+    @property
+    def each(self) -> list[TextTower]:
+        """The towers in order, by their own type: `nn.ModuleList` knows its items as modules only."""
+        return cast(list[TextTower], list(self.towers))
 
     @property
     def max_length(self) -> int:
         """Tokens of a padded caption."""
-        return self.towers[0].max_length
+        return self.each[0].max_length
 
     def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
         """Features of M strings; each distinct string runs through the encoder(s) once.
@@ -241,16 +253,19 @@ class TextTowers(nn.Module):
         Args:
             phrases: M strings, repetitions welcome; M may be 0.
             padded: pad to the tokenizer's length (T = `max_length`) in place of trimming to the longest string.
+
+        Returns:
+            The features of the M strings, repetitions included, in the order of `phrases`.
         """
         asked = Counter(phrases) or Counter([""])
         distinct = {phrase: index for index, phrase in enumerate(asked)}
-        tokenised = [tower.tokenise(list(distinct)) for tower in self.towers]
+        tokenised = [tower.tokenise(list(distinct)) for tower in self.each]
         lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
         self._count_long(
             {phrase: asked[phrase] for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
         )
         length = self.max_length if padded else min(max(lengths), self.max_length)
-        parts = tuple(tower.encode(rows, length=length) for tower, rows in zip(self.towers, tokenised, strict=True))
+        parts = tuple(tower.encode(rows, length=length) for tower, rows in zip(self.each, tokenised, strict=True))
         joined = _join(parts)
         return joined[torch.tensor([distinct[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
 

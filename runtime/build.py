@@ -129,6 +129,11 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
 def check_fit(conditioning: Any, provides: frozenset[str], *, data: str) -> None:
     """Refuses data that lacks what the methods require.
 
+    Args:
+        conditioning: a `Conditioning`: the fields that its adapters require, and their names for the message.
+        provides: the fields that the data provides.
+        data: name of the data, for the message.
+
     Raises:
         ValueError: something required is not provided; both are named.
     """

@@ -17,6 +17,10 @@ from scenes.draw import draw_boxes, draw_graph, grid
 def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
     """Saves a sheet: the scene's graph, then for each seed the picture with its boxes, plain, and without the scene.
 
+    Args:
+        cfg: what `sample.py` was asked for: `scene`, the scene file; `seeds`, one row each; `out`, the sheet's file.
+        run_cfg: the run's own configuration; its newest checkpoint draws.
+
     Raises:
         SceneError: the scene file is not a scene; the field is named.
     """

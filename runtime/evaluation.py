@@ -45,6 +45,9 @@ def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffu
         run_cfg: the run's own configuration.
         checkpoint: a file; None takes the newest whole one of the run.
 
+    Returns:
+        The module in evaluation mode, on the CPU, and the checkpoint's path.
+
     Raises:
         RunError: the run has no checkpoint.
     """
@@ -63,6 +66,13 @@ def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffu
 
 def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
     """Scenes and true pictures of a protocol's split.
+
+    Args:
+        protocol: `shards`, the folder of the split; `scenes`, how many to take from its start; `make`, where given,
+            writes the shards first if there are none.
+
+    Returns:
+        The scenes, and their pictures (H, W, 3) uint8 in the same order.
 
     Raises:
         ValueError: the split has fewer scenes than the protocol asks for.

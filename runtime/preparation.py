@@ -20,6 +20,9 @@ def convert(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Reads every byte of the shards again and compares.
 
+    Args:
+        cfg: what `prepare.py` was asked for; `shards` is the folder to read.
+
     Raises:
         ShardError: something differs; the report names it.
     """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ConfigMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from models.text import PhraseFeatures, Prompt, TextTowers
@@ -21,6 +21,11 @@ from models.text import PhraseFeatures, Prompt, TextTowers
 if TYPE_CHECKING:
     from models.conditioning.slots import DenoiserInputs
     from scenes.scene import SceneBatch
+
+
+def config_of(part: ConfigMixin) -> Any:
+    """The config of a diffusers part, whose entries are attributes; diffusers types it as a plain dict."""
+    return part.config
 
 
 class Backbone(nn.Module, ABC):
@@ -51,7 +56,7 @@ class Backbone(nn.Module, ABC):
         self.unet = unet
         self.text = text
         self.scheduler_config = dict(scheduler_config)
-        self.latent_channels: int = unet.config.in_channels
+        self.latent_channels: int = config_of(unet).in_channels
         self.latent_scale = latent_scale
         self.resolution = resolution
 
@@ -76,17 +81,17 @@ class Backbone(nn.Module, ABC):
     @property
     def has_pooled(self) -> bool:
         """Whether the denoiser takes a pooled caption vector."""
-        return self.unet.config.addition_embed_type == "text_time"
+        return config_of(self.unet).addition_embed_type == "text_time"
 
     @property
     def has_size_ids(self) -> bool:
         """Whether the denoiser takes the six size ids."""
-        return self.unet.config.addition_embed_type == "text_time"
+        return config_of(self.unet).addition_embed_type == "text_time"
 
     @property
     def text_width(self) -> int:
         """Width of a prompt token."""
-        return self.unet.config.cross_attention_dim
+        return config_of(self.unet).cross_attention_dim
 
     @property
     def phrase_width(self) -> int:
@@ -101,6 +106,9 @@ class Backbone(nn.Module, ABC):
         Args:
             images: float pictures; H and W multiples of `latent_scale`.
             generator: draws a sample of the posterior, one generator for all or one a picture; None gives its mode.
+
+        Returns:
+            (B, C, h, w) latents, h = H / latent_scale and w = W / latent_scale.
 
         Raises:
             ValueError: another range, shape or size.
@@ -143,6 +151,9 @@ class Backbone(nn.Module, ABC):
             timesteps: (B,) in the units of the noise schedule; fractions welcome.
             inputs: prompt tokens, pooled vector and size ids where the backbone has them, and the adapters' payloads.
 
+        Returns:
+            (B, C, h, w) what the noise schedule's `prediction_type` names: noise, velocity or clean latents.
+
         Raises:
             ValueError: a pooled vector or size ids that the denoiser needs are missing.
         """
@@ -175,6 +186,9 @@ class Backbone(nn.Module, ABC):
             scenes: B scenes with frames.
             size: (height, width) px to assume, uncropped, for scenes without a frame, as in sampling.
 
+        Returns:
+            (B, 6) float32 on the denoiser's device; None for a backbone that takes no size ids.
+
         Raises:
             ValueError: a scene without a frame, and no `size`.
         """
@@ -197,7 +211,7 @@ class Backbone(nn.Module, ABC):
 
 
 def _check_fit(unet: UNet2DConditionModel, text: TextTowers) -> None:
-    config = unet.config
+    config = config_of(unet)
     if config.addition_embed_type not in (None, "text_time"):
         raise ValueError(
             f"unet.addition_embed_type: {config.addition_embed_type!r} is not supported; take a UNet with text_time or none"
@@ -209,7 +223,7 @@ def _check_fit(unet: UNet2DConditionModel, text: TextTowers) -> None:
         )
     if config.addition_embed_type is None:
         return
-    pooled = next((tower.projection_width for tower in reversed(text.towers) if tower.projection_width), None)
+    pooled = next((tower.projection_width for tower in reversed(text.each) if tower.projection_width), None)
     wanted = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     if pooled != wanted or not text.caption_pooled:
         raise ValueError(

@@ -72,7 +72,7 @@ class ShapesBackbone(Backbone):
                 f"backbone.patch: {patch} does not fold {resolution} px; take 1 or 2 and an even resolution"
             )
         tokenizer = word_tokenizer(words, max_length=max_length)
-        derived_text = {
+        derived_text: dict[str, Any] = {
             "vocab_size": len(tokenizer),
             "max_position_embeddings": max_length,
             "bos_token_id": tokenizer.bos_token_id,
@@ -81,7 +81,7 @@ class ShapesBackbone(Backbone):
         }
         _refuse_derived("text_config", text_config, derived_text)
         encoder = CLIPTextModel(CLIPTextConfig(**text_config, **derived_text))
-        derived_unet = {
+        derived_unet: dict[str, Any] = {
             "in_channels": 3 * patch**2,
             "out_channels": 3 * patch**2,
             "sample_size": resolution // patch,
@@ -128,6 +128,9 @@ class ShapesBackbone(Backbone):
 
     def load_weights(self, path: str | Path) -> None:
         """Reads what `save_weights` wrote, strictly.
+
+        Args:
+            path: the file; a relative one is looked for in the working directory, then in the repository's root.
 
         Raises:
             ValueError: no such file, or weights of other settings, other keys or other shapes; each is named.

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, config_of
 from models.text import TextTower, TextTowers, word_tokenizer
 
 log = logging.getLogger(__name__)
@@ -62,19 +62,19 @@ class StableDiffusion(Backbone):
         scheduler_config: Mapping[str, Any],
         resolution: int | None = None,
     ) -> None:
-        if vae.config.latent_channels != unet.config.in_channels:
+        if config_of(vae).latent_channels != config_of(unet).in_channels:
             raise ValueError(
-                f"unet.in_channels: {unet.config.in_channels} is not the autoencoder's {vae.config.latent_channels} "
+                f"unet.in_channels: {config_of(unet).in_channels} is not the autoencoder's {config_of(vae).latent_channels} "
                 "latent channels; take a text-to-image UNet and the autoencoder that belongs to it"
             )
-        latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        pooled = unet.config.addition_embed_type == "text_time"
+        latent_scale = 2 ** (len(config_of(vae).block_out_channels) - 1)
+        pooled = config_of(unet).addition_embed_type == "text_time"
         super().__init__(
             unet=unet,
             text=TextTowers(towers, caption_layer="penultimate" if pooled else "last", caption_pooled=pooled),
             scheduler_config=dict(scheduler_config),
             latent_scale=latent_scale,
-            resolution=resolution or unet.config.sample_size * latent_scale,
+            resolution=resolution or config_of(unet).sample_size * latent_scale,
         )
         self.vae = vae.float()
         self.freeze()
@@ -102,6 +102,9 @@ class StableDiffusion(Backbone):
             resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
             vae: folder or hub name of another autoencoder.
 
+        Returns:
+            The backbone on the CPU, frozen; its autoencoder is in float32 whatever the `dtype`.
+
         Raises:
             ValueError: nothing there, a part is missing, or a part lacks weights.
         """
@@ -110,7 +113,7 @@ class StableDiffusion(Backbone):
         where: dict[str, Any] = {"revision": revision}
         settings = {**where, "variant": variant}
         with _opening("path", path, "scheduler"):  # first: the smallest file
-            scheduler_config = DDPMScheduler.load_config(str(path), subfolder="scheduler", **where)
+            scheduler_config: Any = DDPMScheduler.load_config(str(path), subfolder="scheduler", **where)
         cast = {**settings, "dtype": DTYPES[dtype]}
         unet = _load(UNet2DConditionModel, path, "unet", allowed=GATED, attention_type="default", **cast)
         if vae is None:
@@ -118,7 +121,7 @@ class StableDiffusion(Backbone):
         else:
             autoencoder = _load(AutoencoderKL, vae, None, setting="vae", dtype=torch.float32)
         towers = []
-        for encoder, tokenizer in TOWERS[: 2 if unet.config.addition_embed_type == "text_time" else 1]:
+        for encoder, tokenizer in TOWERS[: 2 if config_of(unet).addition_embed_type == "text_time" else 1]:
             with _opening("path", path, encoder):
                 encoder_class = _encoder_class(CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where))
             model = _load(encoder_class, path, encoder, allowed=("position_ids",), **cast)
@@ -153,6 +156,9 @@ class StableDiffusion(Backbone):
             dtype: "float32", "bfloat16" or "float16", of the denoiser and the text encoders.
             resolution: as in `from_folder`.
 
+        Returns:
+            The backbone on `device`, frozen, with text towers that read bytes.
+
         Raises:
             ValueError: no such components.
         """
@@ -163,13 +169,14 @@ class StableDiffusion(Backbone):
         # Building draws from the global generator, which belongs to the caller.
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
-            unet = UNet2DConditionModel.from_config(_read(folder / "unet" / "config.json"))
-            vae = AutoencoderKL.from_config(_read(folder / "vae" / "config.json"))
-            encoders = []
+            unet: Any = UNet2DConditionModel.from_config(_read(folder / "unet" / "config.json"))
+            vae: Any = AutoencoderKL.from_config(_read(folder / "vae" / "config.json"))
+            encoders: list[Any] = []
             for name, _ in TOWERS:
                 if (folder / name).is_dir():
                     config = CLIPTextConfig(**_read(folder / name / "config.json"))
-                    encoders.append(_encoder_class(config)(config).to(DTYPES[dtype]))
+                    encoder: Any = _encoder_class(config)(config)
+                    encoders.append(encoder.to(DTYPES[dtype]))
         towers = [
             TextTower(word_tokenizer([], max_length=encoder.config.max_position_embeddings), encoder)
             for encoder in encoders
@@ -184,19 +191,21 @@ class StableDiffusion(Backbone):
 
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.float()).latent_dist
+            encoded: Any = self.vae.encode(images.float())
+            posterior = encoded.latent_dist
             latents = posterior.mode() if generator is None else posterior.sample(generator)
-            return (latents - self._shift) * self.vae.config.scaling_factor
+            return (latents - self._shift) * config_of(self.vae).scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], clamped, fp32, of latents (B, C, h, w)."""
         with torch.autocast(latents.device.type, enabled=False):
-            scaled = latents.float() / self.vae.config.scaling_factor + self._shift
-            return self.vae.decode(scaled).sample.clamp(-1, 1)
+            scaled = latents.float() / config_of(self.vae).scaling_factor + self._shift
+            decoded: Any = self.vae.decode(scaled)
+            return decoded.sample.clamp(-1, 1)
 
     @property
     def _shift(self) -> float:
-        return self.vae.config.shift_factor or 0.0
+        return config_of(self.vae).shift_factor or 0.0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StableDiffusion:
         """Applies `.to(…)` and its kin to all parts, but only the device to the autoencoder: it keeps fp32."""
@@ -220,7 +229,10 @@ def stable_diffusion(
         path: folder or hub name of the weights.
         components: name of the structure's folder in `components/`.
         skeleton: leave the weights away.
-        settings: of `StableDiffusion.from_folder`.
+        **settings: of `StableDiffusion.from_folder`.
+
+    Returns:
+        The backbone, frozen: with its weights, or on the meta device with `skeleton`.
     """
     if not skeleton:
         return StableDiffusion.from_folder(path, **settings)

@@ -94,6 +94,9 @@ def tiny_backbone(kind: str, *, folder: str | Path | None = None, seed: int = 0)
         kind: "sd15", "sd21" or "sdxl".
         folder: opened if it is there, else made; None takes a temporary one that is removed at once.
         seed: of the weights, where they are made.
+
+    Returns:
+        The backbone with random weights, frozen, in float32 on the CPU.
     """
     if folder is not None:
         if not Path(folder).exists():

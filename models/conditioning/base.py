@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -86,13 +86,18 @@ class Conditioning(nn.Module):
         self.adapters = nn.ModuleDict(adapters)
 
     @property
+    def named(self) -> dict[str, Adapter]:
+        """The adapters in order, by their own type: `nn.ModuleDict` knows its items as modules only."""
+        return cast(dict[str, Adapter], dict(self.adapters.items()))
+
+    @property
     def requires(self) -> frozenset[str]:
         """What a source must provide for every adapter to train."""
-        return frozenset().union(*(adapter.requires for adapter in self.adapters.values()))
+        return frozenset().union(*(adapter.requires for adapter in self.named.values()))
 
     def attach(self, unet: UNet2DConditionModel) -> None:
         """Puts the adapters' modules into the slots of the UNet."""
-        attach(unet, {name: adapter.slot_modules() for name, adapter in self.adapters.items()})
+        attach(unet, {name: adapter.slot_modules() for name, adapter in self.named.items()})
 
     @staticmethod
     def detach(unet: UNet2DConditionModel) -> None:
@@ -117,10 +122,14 @@ class Conditioning(nn.Module):
             latent_size: (h, w) cells.
             size: (height, width) px to assume for scenes without a frame, as in sampling; None refuses them where the
                 backbone takes size ids.
+
+        Returns:
+            The prompt that the adapters left (B, T, text_width), pooled (B, P) and size ids (B, 6) where the backbone
+            takes them, and the payload of each adapter that gave one, by its name.
         """
         prompt = backbone.encode_captions(captions)
         slots: dict[str, Any] = {}
-        for name, adapter in self.adapters.items():
+        for name, adapter in self.named.items():
             output = adapter(scenes, Text(prompt=prompt, phrases=backbone.encode_phrases), latent_size)
             prompt = output.prompt or prompt
             if output.payload is not None:

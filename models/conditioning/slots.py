@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
@@ -90,6 +90,9 @@ def block_sites(unet: UNet2DConditionModel, blocks: Iterable[str] | str = "all")
         unet: any UNet; its weights are not read, so it may live on the meta device.
         blocks: "all", or parts of the UNet to choose from: "down", "mid", "up".
 
+    Returns:
+        One site for each transformer block: its path, its widths, its heads and its level.
+
     Raises:
         ValueError: a part that does not exist, or a choice that leaves no block.
     """
@@ -148,12 +151,12 @@ def attach(unet: UNet2DConditionModel, modules: Mapping[str, Mapping[str, nn.Mod
             f"unet: the slot of {taken[0] if taken else 'position_net'} is taken; detach(unet) first, or load the UNet "
             'without attention_type="gated"'
         )
-    unet.position_net = _payloads
+    cast(Any, unet).position_net = _payloads  # to torch's types an attribute is a tensor or a module
     for (
         path,
         block,
     ) in blocks.items():  # every block calls its fuser once payloads are given, so each gets one
-        block.fuser = Slot({name: at[path] for name, at in modules.items() if path in at})
+        cast(Any, block).fuser = Slot({name: at[path] for name, at in modules.items() if path in at})
 
 
 def detach(unet: UNet2DConditionModel) -> None:

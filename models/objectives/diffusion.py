@@ -48,7 +48,7 @@ class DiffusionObjective(nn.Module):
         time_power: float = 1.0,
     ) -> None:
         super().__init__()
-        schedule = DDPMScheduler.from_config(dict(scheduler_config))
+        schedule: Any = DDPMScheduler.from_config(dict(scheduler_config))
         own = next(name for name, value in PREDICTIONS.items() if value == schedule.config.prediction_type)
         if prediction not in (*PREDICTIONS, "backbone"):
             raise ValueError(f"objective.prediction: {prediction!r} is unknown; take epsilon, v, sample or backbone")

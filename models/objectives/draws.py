@@ -48,6 +48,9 @@ def draw(seed: int, positions: Iterable[int], shape: Sequence[int]) -> Draws:
         seed: the run's seed.
         positions: B positions in the run's order of samples.
         shape: (C, h, w) of a latent.
+
+    Returns:
+        The numbers of the B samples, on the CPU, in the order of `positions`.
     """
     time, keep, noise, offset = [], [], [], []
     for position in positions:

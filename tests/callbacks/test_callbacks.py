@@ -108,6 +108,7 @@ class Brightness(SceneMetric):
     """A metric that tells any two pictures apart, also those of a backbone that draws nothing yet."""
 
     name = "brightness"
+    columns = ("brightness",)
 
     def score(self, image, scene):
         return {"brightness": float(image.mean())}

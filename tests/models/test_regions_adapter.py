@@ -90,7 +90,8 @@ def looped(attention, adapter, text, hidden, places):
             else:
                 found = attention.null
             if places is not None:
-                found = torch.nn.functional.silu(found + attention.place(places[b, position]))
+                known = torch.cat([attention.norm(hidden[b, position]), found, places[b, position]])
+                found = torch.nn.functional.silu(attention.mix(known))
             out[b, position] = hidden[b, position] + attention.to_out(found)
     return out
 
@@ -151,21 +152,23 @@ def test_the_place_width_adds_the_place_map(shapes):
     keys = {width: set(RegionsAdapter(shapes, place_width=width).state_dict()) for width in (0, 6)}
     added = keys[6] - keys[0]
     assert keys[0] < keys[6]
-    assert all(key.startswith("places.") or ".place." in key for key in added)
+    assert all(key.startswith("places.") or ".mix." in key for key in added)
+
+
+@pytest.fixture(scope="module")
+def places():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PlaceMap(token_width=5, width=3, hidden=7).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
 
 
 class TestPlaceMap:
     BOXES = torch.tensor([[[0.1, 0.2, 0.65, 0.9], [0.5, 0.0, 1.0, 0.33], [0.0, 0.0, 2 / 7, 1.0]]])
-
-    @pytest.fixture(scope="class")
-    def places(self):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return PlaceMap(token_width=5, width=3, hidden=7).requires_grad_(False)
-
-    @pytest.fixture(scope="class")
-    def tokens(self):
-        return torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
 
     def at(self, places, tokens, *which):
         """(5, 7, 3) of the boxes at `which`, in that order."""

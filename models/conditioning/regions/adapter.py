@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,9 @@ class RegionalAttention(nn.Module):
         key, value = self._split(self.to_k(payload.tokens)), self._split(self.to_v(payload.tokens))
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=level.mask[:, None])
         found = torch.where(level.covered, found.transpose(1, 2).flatten(2), self.null.to(found.dtype))
-        if self.mix is not None:  # what to add depends on what is there: an object in the wrong place must go
+        if (
+            self.mix is not None and level.places is not None
+        ):  # what to add depends on what is there: an object in the wrong place must go
             found = functional.silu(self.mix(torch.cat([normed, found, level.places], dim=-1)))
         return hidden + self.to_out(found)
 
@@ -165,7 +167,8 @@ class RegionsAdapter(Adapter):
 
     def gates(self) -> dict[str, float]:
         """Mean magnitude of each output projection, by block path: 0 at initialisation."""
-        return gate_figures({path: a.to_out.weight for path, a in zip(self.paths, self.attentions, strict=True)})
+        attentions = cast(list[RegionalAttention], list(self.attentions))
+        return gate_figures({path: a.to_out.weight for path, a in zip(self.paths, attentions, strict=True)})
 
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Region tokens and where they apply, for B scenes; an empty batch of objects is B null conditions."""
