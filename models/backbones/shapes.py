@@ -177,7 +177,7 @@ class ShapesBackbone(Backbone):
         """Live tensors by their key on disk."""
         return {
             **{f"unet.{key}": value for key, value in self.unet.state_dict().items()},
-            **{f"text.{key}": value for key, value in self.text.towers[0].encoder.state_dict().items()},
+            **{f"text.{key}": value for key, value in self.text.each[0].encoder.state_dict().items()},
         }
 
 

@@ -66,9 +66,11 @@ def make_tiny(kind: str, folder: str | Path, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet_config = {**_read(published / "unet" / "config.json"), **narrow, **UNET[kind]}
-        UNet2DConditionModel.from_config(unet_config).save_pretrained(folder / "unet")
+        unet: Any = UNet2DConditionModel.from_config(unet_config)
+        unet.save_pretrained(folder / "unet")
         vae_config = {**_read(published / "vae" / "config.json"), **vae_narrow}
-        AutoencoderKL.from_config(vae_config).save_pretrained(folder / "vae")
+        vae: Any = AutoencoderKL.from_config(vae_config)
+        vae.save_pretrained(folder / "vae")
         for (encoder, tokenizer), widths, padding in zip(TOWERS, TEXT[kind], PADDING[kind], strict=False):
             words = word_tokenizer(WORDS, max_length=77)
             words.pad_token = padding

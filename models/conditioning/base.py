@@ -134,6 +134,7 @@ class Conditioning(nn.Module):
             prompt = output.prompt or prompt
             if output.payload is not None:
                 slots[name] = output.payload
+        size = (latent_size[0] * backbone.latent_scale, latent_size[1] * backbone.latent_scale)
         return DenoiserInputs(
             prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes, size=size), slots=slots
         )

@@ -116,7 +116,7 @@ class RegionalAttention(nn.Module):
         if (
             self.mix is not None and level.places is not None
         ):  # what to add depends on what is there: an object in the wrong place must go
-            found = functional.silu(self.mix(torch.cat([normed, found, level.places], dim=-1)))
+            found = functional.silu(self.mix(torch.cat([normed, found, cast(Tensor, level.places)], dim=-1)))
         return hidden + self.to_out(found)
 
     def _split(self, features: Tensor) -> Tensor:
