@@ -179,7 +179,7 @@ class TextTower(nn.Module):
     def encode(self, rows: Sequence[list[int]], *, length: int) -> PhraseFeatures:
         """Features of rows of token ids, each padded or cut to `length`; the end token stays."""
         device = cast(nn.Embedding, self.encoder.get_input_embeddings()).weight.device
-        padding, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        padding, end = cast(int, self.tokenizer.pad_token_id), cast(int, self.tokenizer.eos_token_id)
         cut = [row if len(row) <= length else [*row[: length - 1], end] for row in rows]
         ids = torch.tensor([row + [padding] * (length - len(row)) for row in cut], device=device)
         outputs = self.encoder(input_ids=ids, output_hidden_states=True)
