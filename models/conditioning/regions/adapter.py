@@ -113,9 +113,7 @@ class RegionalAttention(nn.Module):
         key, value = self._split(self.to_k(payload.tokens)), self._split(self.to_v(payload.tokens))
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=level.mask[:, None])
         found = torch.where(level.covered, found.transpose(1, 2).flatten(2), self.null.to(found.dtype))
-        if (
-            self.mix is not None and level.places is not None
-        ):  # what to add depends on what is there: an object in the wrong place must go
+        if self.mix is not None:  # what to add depends on what is there: an object in the wrong place must go
             found = functional.silu(self.mix(torch.cat([normed, found, cast(Tensor, level.places)], dim=-1)))
         return hidden + self.to_out(found)
 
