@@ -74,6 +74,11 @@ def test_a_run_directory_holds_all_of_a_run(trained):
     assert "finished at step 12" in run("train.py", *command)
 
 
+def read(file: Path) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.asarray(picture).astype(int)
+
+
 def losses(folder: Path) -> dict[int, float]:
     return {step: value for step, name, value in read_metrics(folder / "metrics.csv") if name == "train/loss"}
 
@@ -106,7 +111,7 @@ def test_evaluation_gives_the_same_numbers_again_and_in_other_batches(trained, d
         run("evaluate.py", *common, f"out={tmp_path / name}", f"protocol.batch_size={size}")
         results.append(json.loads((tmp_path / name / "metrics.json").read_text())["values"])
         files = sorted((tmp_path / name / "with_scene" / "pictures").glob("*.png"))
-        pictures.append(np.stack([np.asarray(Image.open(file)).astype(int) for file in files]))
+        pictures.append(np.stack([read(file) for file in files]))
         assert (tmp_path / name / "report.html").stat().st_size > 10_000
     assert results[0] == results[1]
     assert np.array_equal(pictures[0], pictures[1])
@@ -134,7 +139,8 @@ def test_real_pictures_are_the_upper_bound(trained, data, tmp_path):
 def test_a_scene_file_becomes_a_picture(trained, tmp_path):
     out = tmp_path / "sheet.png"
     run("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
-    assert Image.open(out).size[0] > 512
+    with Image.open(out) as sheet:
+        assert sheet.size[0] > 512
 
 
 def test_shapes_become_shards_and_a_changed_byte_is_found(tmp_path):
