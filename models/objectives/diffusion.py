@@ -49,7 +49,12 @@ class DiffusionObjective(nn.Module):
     ) -> None:
         super().__init__()
         schedule: Any = DDPMScheduler.from_config(dict(scheduler_config))
-        own = next(name for name, value in PREDICTIONS.items() if value == schedule.config.prediction_type)
+        published = schedule.config.prediction_type
+        own = next((name for name, value in PREDICTIONS.items() if value == published), None)
+        if own is None:
+            raise ValueError(
+                f"backbone.scheduler.prediction_type: {published!r} is unknown; take {', '.join(PREDICTIONS.values())}"
+            )
         if prediction not in (*PREDICTIONS, "backbone"):
             raise ValueError(f"objective.prediction: {prediction!r} is unknown; take epsilon, v, sample or backbone")
         if prediction not in (own, "backbone"):
