@@ -2,7 +2,7 @@
 
 An object's words, each joined with the object's box, are the keys and values of the image positions that its box covers;
 positions under no box get a learnt null feature. One masked attention over the packed tokens of a picture computes it.
-Geometry lives in `geometry`; partitions into disjoint regions in `scenes.regions`.
+Geometry lives in `models.conditioning.geometry`; partitions into disjoint regions in `scenes.regions`.
 
 Legend: B pictures, N objects, T tokens of the longest phrase, K = N * T packed tokens, L = h * w positions, C width of a block,
 D width of a region token, G width of the place map.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.conditioning.base import Adapter, AdapterOutput, Text, gate_figures
-from models.conditioning.regions.geometry import fourier, overlap, place_in_box
+from models.conditioning.geometry import fourier, overlap, place_in_box
 from models.conditioning.slots import BlockSite, block_sites
 from scenes.regions import cover
 

@@ -1,7 +1,6 @@
 """Where boxes lie among the cells of a latent: coverage, and each cell's place in the boxes that touch it.
 
-Pure tensor geometry for the regions adapter; partitions of the plane and the published rasterisation live in
-`scenes.regions`.
+Pure tensor geometry that methods share; partitions of the plane and the published rasterisation live in `scenes.regions`.
 
 Legend: B pictures, N boxes, h w cells, F frequencies.
 """

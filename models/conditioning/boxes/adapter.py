@@ -1,0 +1,271 @@
+"""The boxes method (GLIGEN): a token for each box with its phrase, and gated self-attention in every block's slot.
+
+The weights, their names and the function are those of diffusers' `attention_type="gated"` UNet, so that published ones come
+and go unchanged. There a scene is padded to a fixed number of slots with null tokens that take part in the attention; here
+all null tokens of a scene are one key whose logit is raised by the log of their number, which is the same and costs less.
+Files of weights live in `weights`, geometry in `models.conditioning.geometry`.
+
+Legend: B pictures, N objects, L positions of a block, C its width, D width of a grounding token, P width of a phrase vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.conditioning.base import Adapter, AdapterOutput, Text
+from models.conditioning.boxes.weights import initialise
+from models.conditioning.geometry import fourier
+from models.conditioning.slots import BlockSite, block_sites
+from models.text import PhraseFeatures
+from scenes.regions import cover
+
+if TYPE_CHECKING:
+    from models.backbones.base import Backbone
+    from scenes import Scene, SceneBatch
+
+FREQUENCIES = 8
+HIDDEN = 512
+MASKS = ("none", "box")
+OVERFLOWS = ("refuse", "largest", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxPayload:
+    """What every block reads.
+
+    Attributes:
+        tokens: (B, N + 1, D) grounding tokens, the null token last.
+        bias: by number of positions L, the attention logits' bias of the tokens: (B, 1, 1, N + 1), or (B, 1, L, N + 1) where
+            a position sees only the boxes that cover it. -inf closes an absent object; the null token has the log of
+            the number of empty slots.
+    """
+
+    tokens: Tensor
+    bias: dict[int, Tensor]
+
+
+class PositionNet(nn.Module):
+    """Grounding tokens of phrase vectors and boxes; keys as diffusers' `GLIGENTextBoundingboxProjection`.
+
+    Args:
+        phrase_width: P.
+        width: D.
+
+    Source:
+        GLIGEN (Li et al. 2023), eq. 5 and 6.
+    """
+
+    def __init__(self, *, phrase_width: int, width: int) -> None:
+        super().__init__()
+        self.phrase_width = phrase_width
+        self.linears = nn.Sequential(
+            nn.Linear(phrase_width + 8 * FREQUENCIES, HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, width),
+        )
+        self.null_positive_feature = nn.Parameter(torch.zeros(phrase_width))
+        self.null_position_feature = nn.Parameter(torch.zeros(8 * FREQUENCIES))
+
+    def forward(self, phrases: Tensor, boxes: Tensor) -> Tensor:
+        """Tokens (B, N + 1, D), the null token last, of phrase vectors (B, N, P) and boxes (B, N, 4) xyxy in [0, 1]."""
+        where = fourier(boxes, FREQUENCIES).to(phrases.dtype)
+        null = torch.cat([self.null_positive_feature, self.null_position_feature]).to(phrases.dtype)
+        features = torch.cat([phrases, where], dim=-1)
+        return self.linears(torch.cat([features, null.expand(len(boxes), 1, -1)], dim=1))
+
+
+class GatedSelfAttention(nn.Module):
+    """Self-attention over image positions and grounding tokens, behind a gate; keys as diffusers' `GatedSelfAttentionDense`.
+
+    The gates start at 0, so that nothing is added at initialisation.
+
+    Args:
+        site: the block.
+        token_width: D.
+
+    Source:
+        GLIGEN (Li et al. 2023), eq. 8.
+    """
+
+    def __init__(self, site: BlockSite, *, token_width: int) -> None:
+        super().__init__()
+        inner = site.heads * site.head_width
+        self.heads = site.heads
+        self.linear = nn.Linear(token_width, site.width)
+        self.attn = nn.ModuleDict(
+            {
+                "to_q": nn.Linear(site.width, inner, bias=False),
+                "to_k": nn.Linear(site.width, inner, bias=False),
+                "to_v": nn.Linear(site.width, inner, bias=False),
+                "to_out": nn.ModuleList([nn.Linear(inner, site.width)]),
+            }
+        )
+        self.ff = FeedForward(site.width, activation_fn="geglu")
+        self.norm1 = nn.LayerNorm(site.width)
+        self.norm2 = nn.LayerNorm(site.width)
+        self.alpha_attn = nn.Parameter(torch.tensor(0.0))
+        self.alpha_dense = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, hidden: Tensor, payload: BoxPayload) -> Tensor:
+        """Hidden states (B, L, C) after the gated layers."""
+        image, tokens = self.norm1(hidden), self.norm1(self.linear(payload.tokens.to(hidden.dtype)))
+        query = self._split(self.attn["to_q"](image))
+        both = torch.cat([image, tokens], dim=1)
+        key, value = self._split(self.attn["to_k"](both)), self._split(self.attn["to_v"](both))
+        length = hidden.shape[1]
+        bias = functional.pad(payload.bias[length], (length, 0)).to(query.dtype)
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        found = cast(nn.ModuleList, self.attn["to_out"])[0](found.transpose(1, 2).flatten(2))
+        hidden = hidden + self.alpha_attn.tanh() * found
+        return hidden + self.alpha_dense.tanh() * self.ff(self.norm2(hidden))
+
+    def _split(self, features: Tensor) -> Tensor:
+        return features.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class BoxesAdapter(Adapter):
+    """Boxes with phrases by gated self-attention, as GLIGEN and IGLIGEN publish them.
+
+    Args:
+        backbone: the denoiser to fit; read for its block sites and widths, not kept.
+        slots: tokens that a scene is padded to. The null tokens of the empty ones take part in the attention, so that the
+            number belongs to the weights: 30 in diffusers' pipelines and on COCO, 32 in IGLIGEN-XL's training.
+        overflow: what happens to a scene with more boxes than slots: "refuse" it, or keep the "largest" boxes (as on COCO)
+            or those of the highest "score" (as on SA-1B); what went is counted in `left_out`.
+        mask: "none" as published; "box" lets a position see only the boxes that cover it (not part of GLIGEN).
+        blocks: "all" as published, or some of down, mid, up.
+        weights: where to start from: an adapter file, or a UNet folder or hub name with `attention_type="gated"`; None
+            starts at random with closed gates.
+        init: what is taken from `weights`: "published" all of it; "reset" the gates and null features alone, every other
+            layer anew, as the published COCO run did; "fresh" nothing.
+
+    Raises:
+        ValueError: an unknown choice, `init` without weights, or weights that do not fit.
+    """
+
+    requires = frozenset({"boxes", "phrases"})
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        slots: int = 30,
+        overflow: str = "refuse",
+        mask: str = "none",
+        blocks: str | Sequence[str] = "all",
+        weights: str | None = None,
+        init: str = "fresh",
+    ) -> None:
+        super().__init__()
+        for setting, value, choices in (("overflow", overflow, OVERFLOWS), ("mask", mask, MASKS)):
+            if value not in choices:
+                raise ValueError(f"conditioning.boxes.{setting}: {value!r} is unknown; take {', '.join(choices)}")
+        if slots < 1:
+            raise ValueError(f"conditioning.boxes.slots: {slots} is less than 1; take 30, as published")
+        sites = block_sites(backbone.unet, blocks)
+        self.slots, self.overflow, self.mask, self.left_out = slots, overflow, mask, 0
+        self.levels = sorted({site.level for site in sites})
+        self.with_projection = backbone.has_pooled
+        self.paths = [site.path for site in sites]
+        # diffusers fixes both widths to that of the prompt tokens: 768 in SD 1.x, 1024 in SD 2.x, 2048 in SDXL
+        self.position_net = PositionNet(phrase_width=backbone.text_width, width=backbone.text_width)
+        self.fusers = nn.ModuleList(GatedSelfAttention(site, token_width=backbone.text_width) for site in sites)
+        initialise(self, weights=weights, init=init)
+
+    def slot_modules(self) -> dict[str, nn.Module]:
+        """One gated self-attention for each chosen block."""
+        return dict(zip(self.paths, self.fusers, strict=True))
+
+    def gates(self) -> dict[str, float]:
+        """Tanh of both gates by block path, 0 at initialisation: `<path>.attn` and `<path>.dense`."""
+        fusers = cast(list[GatedSelfAttention], list(self.fusers))
+        return {
+            f"{path}.{name}": math.tanh(float(gate.detach()))
+            for path, fuser in zip(self.paths, fusers, strict=True)
+            for name, gate in (("attn", fuser.alpha_attn), ("dense", fuser.alpha_dense))
+        }
+
+    def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
+        """Grounding tokens and their bias for B scenes; a scene without boxes is the published null condition.
+
+        Raises:
+            ValueError: a scene with more boxes than slots, where `overflow` is "refuse", or one with a box and no phrase.
+        """
+        scenes = self._fit(scenes)
+        count = scenes.boxes.shape[1]
+        phrases = [phrase for row in scenes.phrases for phrase in [*row, *[""] * (count - len(row))]]
+        vectors = phrase_vectors(text.phrases(phrases), with_projection=self.with_projection)
+        tokens = self.position_net(vectors.unflatten(0, (len(scenes), count)), scenes.boxes)
+        empty = (self.slots - scenes.valid.sum(dim=1, keepdim=True)).to(torch.float32).log()
+        closed = torch.zeros(scenes.valid.shape, device=empty.device).masked_fill(~scenes.valid, -math.inf)
+        bias = torch.cat([closed, empty], dim=1)[:, None, None]
+        sizes = [(-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level)) for level in self.levels]
+        return AdapterOutput(
+            payload=BoxPayload(tokens=tokens, bias={h * w: self._bias(scenes, bias, (h, w)) for h, w in sizes})
+        )
+
+    def _bias(self, scenes: SceneBatch, bias: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.mask == "none":
+            return bias
+        under = cover(scenes.boxes, scenes.valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
+        outside = functional.pad(~under, (0, 1))[:, None]  # (B, 1, L, N + 1); the null token is everywhere
+        return bias.expand(-1, -1, outside.shape[2], -1).masked_fill(outside, -math.inf)
+
+    def _fit(self, scenes: SceneBatch) -> SceneBatch:
+        """The scenes, none with more boxes than slots."""
+        if all(len(scene.objects) <= self.slots for scene in scenes.scenes):
+            return scenes
+        return type(scenes)([self._fit_one(scene) for scene in scenes.scenes], device=scenes.device)
+
+    def _fit_one(self, scene: Scene) -> Scene:
+        boxed = [place for place, item in enumerate(scene.objects) if item.box is not None]
+        if len(boxed) <= self.slots:
+            return scene
+        if self.overflow == "refuse":
+            raise ValueError(
+                f"scene {scene.id}: objects: {len(boxed)} boxes for conditioning.boxes.slots={self.slots}; raise slots, or "
+                "set conditioning.boxes.overflow to largest or score"
+            )
+        by_score = self.overflow == "score"
+        kept = sorted(boxed, key=lambda place: -_rank(scene, place, by_score=by_score))[: self.slots]
+        self.left_out += len(boxed) - self.slots
+        return replace(scene, objects=tuple(scene.objects[place] for place in sorted(kept)), relations=())
+
+
+def phrase_vectors(features: PhraseFeatures, *, with_projection: bool) -> Tensor:
+    """One vector for each of M phrases, as the published systems take it.
+
+    Args:
+        features: of M phrases.
+        with_projection: False, the encoder's pooled output (SD); True, CLIP-L's pooled output and bigG's projected one side
+            by side (SDXL).
+
+    Returns:
+        (M, P).
+    """
+    return (
+        torch.cat([features.pooled, cast(Tensor, features.projected)], dim=-1) if with_projection else features.pooled
+    )
+
+
+def _rank(scene: Scene, place: int, *, by_score: bool) -> float:
+    """What decides which boxes stay: the score, or the area."""
+    item = scene.objects[place]
+    if not by_score:
+        x0, y0, x1, y1 = cast(tuple[float, float, float, float], item.box)
+        return (x1 - x0) * (y1 - y0)
+    if item.score is None:
+        raise ValueError(
+            f"scene {scene.id}: objects[{place}].score: missing, but conditioning.boxes.overflow=score; take largest"
+        )
+    return item.score
