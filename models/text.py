@@ -8,13 +8,14 @@ Legend: M strings asked for, B captions, T tokens, C width of a token (summed ov
 
 import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -204,6 +205,9 @@ class TextTowers(nn.Module):
         towers: towers in the order in which their features are concatenated.
         caption_layer: "last" (SD) or "penultimate" (SDXL): the layer that captions are read from.
         caption_pooled: whether a `Prompt` carries the projected vector (SDXL: bigG's).
+        phrase_cache: tokens of phrases whose features are kept, the longest unused go first; 0 keeps none. A kept
+            phrase was encoded beside others than now, so that on some devices its last bits depend on what came
+            before: runs that have to repeat bit for bit keep none. An encoder that trains is never cached.
 
     Attributes:
         truncated: how many of the strings asked for were longer than `max_length` so far, and were cut.
@@ -218,6 +222,7 @@ class TextTowers(nn.Module):
         *,
         caption_layer: Literal["last", "penultimate"] = "last",
         caption_pooled: bool = False,
+        phrase_cache: int = 0,
     ) -> None:
         super().__init__()
         if len({tower.max_length for tower in towers}) != 1:
@@ -231,6 +236,9 @@ class TextTowers(nn.Module):
         self.caption_layer = caption_layer
         self.caption_pooled = caption_pooled
         self.truncated = 0
+        self._long: set[str] = set()  # of the last strings encoded, those that were cut
+        self._cache = PhraseCache(phrase_cache)
+        self.register_load_state_dict_post_hook(lambda *_: self._cache.clear())
 
     @property
     def width(self) -> int:
@@ -258,16 +266,32 @@ class TextTowers(nn.Module):
             The features of the M strings, repetitions included, in the order of `phrases`.
         """
         asked = Counter(phrases) or Counter([""])
-        distinct = {phrase: index for index, phrase in enumerate(asked)}
-        tokenised = [tower.tokenise(list(distinct)) for tower in self.each]
-        lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
-        self._count_long(
-            {phrase: asked[phrase] for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
-        )
-        length = self.max_length if padded else min(max(lengths), self.max_length)
-        parts = tuple(tower.encode(rows, length=length) for tower, rows in zip(self.each, tokenised, strict=True))
+        if padded or not self._cache.tokens or any(parameter.requires_grad for parameter in self.parameters()):
+            parts = self._encode(asked, padded=padded)
+        else:
+            missing = Counter({phrase: count for phrase, count in asked.items() if phrase not in self._cache})
+            self.truncated += sum(asked[phrase] for phrase in asked.keys() & self._cache.cut)
+            if missing:
+                self._cache.keep(list(missing), self._encode(missing, padded=False))
+                self._cache.cut |= missing.keys() & self._long
+            parts = self._cache.take(list(asked))
         joined = _join(parts)
-        return joined[torch.tensor([distinct[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
+        place = {phrase: index for index, phrase in enumerate(asked)}
+        return joined[torch.tensor([place[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
+
+    def _encode(self, asked: Counter[str], *, padded: bool) -> tuple[PhraseFeatures, ...]:
+        """Each tower's features of the distinct strings, in their order; `asked` also says how often each is wanted."""
+        tokenised = [tower.tokenise(list(asked)) for tower in self.each]
+        lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
+        self._long = {phrase for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
+        self._count_long({phrase: asked[phrase] for phrase in self._long})
+        length = self.max_length if padded else min(max(lengths), self.max_length)
+        return tuple(tower.encode(rows, length=length) for tower, rows in zip(self.each, tokenised, strict=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextTowers":
+        """As `nn.Module._apply`; what is kept belongs to the weights as they were."""
+        self._cache.clear()
+        return super()._apply(fn, recurse)
 
     def _count_long(self, long: dict[str, int]) -> None:
         """Counts strings that are cut, and says so the first time."""
@@ -285,6 +309,81 @@ class TextTowers(nn.Module):
         last = self.caption_layer == "last"
         tokens = features.last_hidden if last else features.penultimate_hidden
         return Prompt(tokens, features.projected if self.caption_pooled else None)
+
+
+class PhraseCache:
+    """Features of single phrases, each trimmed to its own length, the longest unused forgotten first.
+
+    Args:
+        tokens: how many tokens may be kept; one call may need more and then keeps them until the next.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.cut: set[str] = set()  # kept phrases that were longer than the encoder reads
+        self._rows: OrderedDict[str, tuple[PhraseFeatures, ...]] = OrderedDict()
+        self._held = 0
+
+    def __contains__(self, phrase: str) -> bool:
+        return phrase in self._rows
+
+    def __len__(self) -> int:
+        """How many phrases are kept."""
+        return len(self._rows)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._rows.clear()
+        self.cut.clear()
+        self._held = 0
+
+    def keep(self, phrases: Sequence[str], towers: Sequence[PhraseFeatures]) -> None:
+        """Keeps each tower's features of M distinct phrases."""
+        lengths = [tower.lengths.tolist() for tower in towers]
+        for row, phrase in enumerate(phrases):
+            own = [each[row] for each in lengths]
+            self._rows[phrase] = tuple(_row(tower, row, length) for tower, length in zip(towers, own, strict=True))
+            self._held += max(own)
+
+    def take(self, phrases: Sequence[str]) -> tuple[PhraseFeatures, ...]:
+        """Each tower's features of kept phrases, padded with zeros to the longest; then forgets what is too much."""
+        rows = [self._rows[phrase] for phrase in phrases]
+        length = max(tower.last_hidden.shape[1] for row in rows for tower in row)
+        for phrase in phrases:
+            self._rows.move_to_end(phrase)
+        while self._held > self.tokens and len(self._rows) > len(phrases):
+            phrase, gone = self._rows.popitem(last=False)
+            self.cut.discard(phrase)
+            self._held -= max(tower.last_hidden.shape[1] for tower in gone)
+        return tuple(_stack(each, length) for each in zip(*rows, strict=True))
+
+
+def _row(tower: PhraseFeatures, row: int, length: int) -> PhraseFeatures:
+    """One phrase without its padding, in memory of its own."""
+    one = slice(row, row + 1)
+    return PhraseFeatures(
+        last_hidden=tower.last_hidden[one, :length].clone(),
+        penultimate_hidden=tower.penultimate_hidden[one, :length].clone(),
+        pooled=tower.pooled[one].clone(),
+        projected=None if tower.projected is None else tower.projected[one].clone(),
+        lengths=tower.lengths[one].clone(),
+    )
+
+
+def _stack(rows: Sequence[PhraseFeatures], length: int) -> PhraseFeatures:
+    """Single phrases of one tower as M, padded with zeros to `length` tokens."""
+    projected = [row.projected for row in rows if row.projected is not None]
+    return PhraseFeatures(
+        last_hidden=torch.cat(
+            [functional.pad(r.last_hidden, (0, 0, 0, length - r.last_hidden.shape[1])) for r in rows]
+        ),
+        penultimate_hidden=torch.cat(
+            [functional.pad(r.penultimate_hidden, (0, 0, 0, length - r.penultimate_hidden.shape[1])) for r in rows]
+        ),
+        pooled=torch.cat([row.pooled for row in rows]),
+        projected=torch.cat(projected) if projected else None,
+        lengths=torch.cat([row.lengths for row in rows]),
+    )
 
 
 def _join(parts: tuple[PhraseFeatures, ...]) -> PhraseFeatures:

@@ -48,6 +48,7 @@ class StableDiffusion(Backbone):
         towers: text encoders with their tokenizers, in the order in which their features are concatenated.
         scheduler_config: config of a diffusers noise scheduler.
         resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
+        phrase_cache: tokens of phrases whose features are kept (`TextTowers`).
 
     Raises:
         ValueError: parts that do not belong together.
@@ -61,6 +62,7 @@ class StableDiffusion(Backbone):
         towers: Sequence[TextTower],
         scheduler_config: Mapping[str, Any],
         resolution: int | None = None,
+        phrase_cache: int = 0,
     ) -> None:
         if config_of(vae).latent_channels != config_of(unet).in_channels:
             raise ValueError(
@@ -71,7 +73,12 @@ class StableDiffusion(Backbone):
         pooled = config_of(unet).addition_embed_type == "text_time"
         super().__init__(
             unet=unet,
-            text=TextTowers(towers, caption_layer="penultimate" if pooled else "last", caption_pooled=pooled),
+            text=TextTowers(
+                towers,
+                caption_layer="penultimate" if pooled else "last",
+                caption_pooled=pooled,
+                phrase_cache=phrase_cache,
+            ),
             scheduler_config=dict(scheduler_config),
             latent_scale=latent_scale,
             resolution=resolution or config_of(unet).sample_size * latent_scale,
@@ -89,6 +96,7 @@ class StableDiffusion(Backbone):
         dtype: str = "float32",
         resolution: int | None = None,
         vae: str | Path | None = None,
+        phrase_cache: int = 0,
     ) -> StableDiffusion:
         """Opens published weights: a folder in diffusers' layout, or the name of a model on the hub.
 
@@ -101,6 +109,7 @@ class StableDiffusion(Backbone):
             dtype: "float32", "bfloat16" or "float16", of the denoiser and the text encoders.
             resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
             vae: folder or hub name of another autoencoder.
+            phrase_cache: tokens of phrases whose features are kept (`TextTowers`).
 
         Returns:
             The backbone on the CPU, frozen; its autoencoder is in float32 whatever the `dtype`.
@@ -133,6 +142,7 @@ class StableDiffusion(Backbone):
             towers=towers,
             scheduler_config=scheduler_config,
             resolution=resolution,
+            phrase_cache=phrase_cache,
         )
 
     @classmethod

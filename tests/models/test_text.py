@@ -197,6 +197,87 @@ class TestLongText:
         assert towers.truncated == 0
 
 
+class TestPhraseCache:
+    """Two towers, as the fixture `two`, that keep phrases."""
+
+    @pytest.fixture
+    def calls(self):
+        return []
+
+    @pytest.fixture
+    def keeping(self, calls):
+        def build(tokens):
+            torch.manual_seed(0)
+            towers = TextTowers([tower(24), tower(40, projection=16)], phrase_cache=tokens).eval().requires_grad_(False)
+            towers.each[0].encoder.register_forward_pre_hook(
+                lambda module, args, kwargs: calls.append(len(kwargs["input_ids"])), with_kwargs=True
+            )
+            return towers
+
+        return build
+
+    def test_gives_what_encoding_gives(self, keeping):
+        kept, plain = keeping(100), keeping(0)
+        for asked in (["red circle", "orange"], ["orange", "a red left circle", "orange"], ["red circle"]):
+            one, other = kept.encode_phrases(asked), plain.encode_phrases(asked)
+            assert torch.equal(one.mask, other.mask)
+            torch.testing.assert_close(one.pooled, other.pooled)
+            torch.testing.assert_close(one.projected, other.projected)
+            mask = one.mask[..., None]
+            torch.testing.assert_close(one.last_hidden * mask, other.last_hidden * mask)
+            torch.testing.assert_close(one.penultimate_hidden * mask, other.penultimate_hidden * mask)
+
+    def test_encodes_a_phrase_once(self, keeping, calls):
+        towers = keeping(100)
+        towers.encode_phrases(["red", "orange", "red"])
+        towers.encode_phrases(["orange", "range"])
+        towers.encode_phrases(["range", "red"])
+        assert calls == [2, 1]
+
+    def test_forgets_the_longest_unused(self, keeping, calls):
+        towers = keeping(9)  # three phrases of a word with start and end
+        for phrase in ("red", "orange", "range", "red", "circle", "orange"):
+            towers.encode_phrases([phrase])
+        assert calls == [1, 1, 1, 1, 1]  # red was used again and stayed, orange went for circle
+
+    def test_one_call_may_need_more_than_is_kept(self, keeping, calls):
+        towers = keeping(3)
+        assert towers.encode_phrases(["red", "orange", "range"]).lengths.tolist() == [3, 3, 3]
+        towers.encode_phrases(["circle"])
+        towers.encode_phrases(["range"])
+        assert calls == [3, 1, 1]
+
+    def test_other_weights_make_it_forget(self, keeping, calls):
+        towers = keeping(100)
+        before = towers.encode_phrases(["red"]).pooled
+        towers.load_state_dict({key: value + 0.1 for key, value in towers.state_dict().items()})
+        assert not torch.allclose(before, towers.encode_phrases(["red"]).pooled)
+        towers.double()
+        assert towers.encode_phrases(["red"]).pooled.dtype == torch.float64
+        assert calls == [1, 1, 1]
+
+    def test_an_encoder_that_trains_keeps_nothing(self, keeping, calls):
+        towers = keeping(100).requires_grad_(True)
+        towers.encode_phrases(["red"])
+        assert towers.encode_phrases(["red"]).pooled.requires_grad
+        assert calls == [1, 1]
+
+    def test_what_was_kept_in_inference_can_be_trained_on(self, keeping):
+        towers = keeping(100)
+        with torch.inference_mode():
+            towers.encode_phrases(["red", "orange"])
+        layer = torch.nn.Linear(24, 1)
+        layer(towers.encode_phrases(["red", "orange"]).pooled).sum().backward()
+        assert layer.weight.grad.abs().sum() > 0
+
+    def test_a_long_phrase_counts_each_time(self):
+        towers = TextTowers([tower(24, max_length=8)], phrase_cache=100).requires_grad_(False)
+        with pytest.warns(UserWarning, match="longer than 8 tokens"):
+            towers.encode_phrases(["red " * 9])
+        towers.encode_phrases(["red " * 9, "red " * 9, "orange"])
+        assert towers.truncated == 3
+
+
 class TestCaptions:
     def test_are_padded_to_the_tokenizers_length(self, one):
         prompt = one.encode_captions(PHRASES)
