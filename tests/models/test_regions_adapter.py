@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.conditioning.base import Text
-from models.conditioning.regions.adapter import PlaceMap, RegionalAttention, RegionsAdapter
 from models.conditioning.geometry import fourier, overlap, place_in_box
+from models.conditioning.regions.adapter import PlaceMap, RegionalAttention, RegionsAdapter
 from models.conditioning.slots import block_sites
 from scenes import Scene, SceneBatch, SceneObject
 
