@@ -29,6 +29,9 @@ class DiffusionObjective(nn.Module):
         offset_noise: strength of noise that is constant over a channel.
         time_power: 1 draws all noise levels alike; above 1 the density of a level t grows as t**(time_power - 1), for
             what is decided at high noise: where things are.
+        time_bias: levels to draw more or less often than the others, as {"low": 0, "high": 250, "factor": 2.0}: those in
+            [low, high) are drawn `factor` times as often; None draws all alike. IGLIGEN-XL's "earlier", "later" and
+            "range" are such intervals.
 
     Raises:
         ValueError: an unknown prediction, another one than the backbone's, or a value out of range.
@@ -46,6 +49,7 @@ class DiffusionObjective(nn.Module):
         min_snr_gamma: float | None = None,
         offset_noise: float = 0.0,
         time_power: float = 1.0,
+        time_bias: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         schedule: Any = DDPMScheduler.from_config(dict(scheduler_config))
@@ -65,6 +69,7 @@ class DiffusionObjective(nn.Module):
             raise ValueError(f"objective.min_snr_gamma: {min_snr_gamma} is not above 0; take 5, or null for no weight")
         if time_power <= 0:
             raise ValueError(f"objective.time_power: {time_power} is not above 0; take 1 for uniform levels")
+        self.time_bias = _checked_bias(time_bias, levels=schedule.config.num_train_timesteps, power=time_power)
         self.prediction = own
         self.time_power = time_power
         self.min_snr_gamma = min_snr_gamma
@@ -75,7 +80,10 @@ class DiffusionObjective(nn.Module):
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) int64 noise levels in [0, steps)."""
-        return (draws.time ** (1 / self.time_power) * self.steps).long().clamp(max=self.steps - 1)
+        share = draws.time ** (1 / self.time_power)
+        if self.time_bias is not None:
+            share = _biased(share, *self.time_bias)
+        return (share * self.steps).long().clamp(max=self.steps - 1)
 
     def noise(self, draws: Draws) -> Tensor:
         """(B, C, h, w) noise, offset included."""
@@ -117,3 +125,30 @@ class DiffusionObjective(nn.Module):
     def _alpha(self, times: Tensor) -> Tensor:
         self.alphas_cumprod = self.alphas_cumprod.to(times.device)
         return self.alphas_cumprod[times]
+
+
+def _checked_bias(bias: Mapping[str, float] | None, *, levels: int, power: float) -> tuple[float, float, float] | None:
+    """(low, high, factor) with the interval as shares of the levels; None for no bias."""
+    if bias is None:
+        return None
+    if set(bias) != {"low", "high", "factor"}:
+        raise ValueError(
+            f"objective.time_bias: {dict(bias)} needs low, high and factor, such as {{low: 0, high: 250, factor: 2}}"
+        )
+    low, high, factor = bias["low"], bias["high"], bias["factor"]
+    if not 0 <= low < high <= levels or factor < 0 or (factor == 0 and (low, high) == (0, levels)):
+        raise ValueError(
+            f"objective.time_bias: low={low}, high={high}, factor={factor}; take 0 <= low < high <= {levels} and a factor above 0"
+        )
+    if power != 1:
+        raise ValueError(f"objective.time_bias: given beside time_power={power}; take one of them")
+    return low / levels, high / levels, factor
+
+
+def _biased(share: Tensor, low: float, high: float, factor: float) -> Tensor:
+    """Uniform numbers (B,) in [0, 1) made `factor` times as dense in [low, high): the inverse of the distribution."""
+    total = 1 + (factor - 1) * (high - low)
+    mass = share * total
+    inside = factor * (high - low)
+    within = low + (mass - low) / max(factor, 1e-12)
+    return torch.where(mass < low, mass, torch.where(mass < low + inside, within, mass - inside + (high - low)))

@@ -117,6 +117,17 @@ def test_times_cover_all_levels_evenly_by_default():
     assert learnt.times(SimpleNamespace(time=torch.tensor([0.0, 1 - 2**-53]))).tolist() == [0, 799]
 
 
+@pytest.mark.parametrize(("low", "high", "factor"), [(0, 200, 3.0), (600, 800, 0.5), (200, 400, 0.0), (100, 700, 10.0)])
+def test_a_time_bias_draws_an_interval_more_or_less_often(low, high, factor):
+    uniform = (torch.arange(80_000, dtype=torch.float64) + 0.5) / 80_000
+    times = objective(time_bias={"low": low, "high": high, "factor": factor}).times(SimpleNamespace(time=uniform))
+    counts = torch.bincount(times, minlength=800).double()
+    inside = torch.zeros(800, dtype=torch.bool)
+    inside[low:high] = True
+    expected = torch.where(inside, factor, 1.0).double()
+    torch.testing.assert_close(counts, expected / expected.sum() * 80_000, atol=1.01, rtol=0)
+
+
 @pytest.mark.parametrize("power", [0.5, 2.0, 3.0])
 def test_a_time_power_moves_the_density(power):
     uniform = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
@@ -162,6 +173,9 @@ def test_backbone_takes_the_backbones_prediction(kind):
         ({"prediction": "noise"}, "objective.prediction: 'noise' is unknown; take epsilon, v, sample or backbone"),
         ({"min_snr_gamma": 0.0}, "objective.min_snr_gamma: 0.0 is not above 0"),
         ({"min_snr_gamma": -5.0}, "objective.min_snr_gamma: -5.0 is not above 0"),
+        ({"time_bias": {"low": 1}}, "objective.time_bias: .* needs low, high and factor"),
+        ({"time_bias": {"low": 9, "high": 9, "factor": 2}}, "objective.time_bias: low=9, high=9"),
+        ({"time_bias": {"low": 0, "high": 9, "factor": 2}, "time_power": 2.0}, "beside time_power=2.0"),
         ({"time_power": 0.0}, "objective.time_power: 0.0 is not above 0; take 1"),
     ],
 )
