@@ -89,6 +89,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup_steps: int = 0  # linear from 0
+    fused: bool | None = None  # one kernel for all parameters; null: as the class decides
     schedule: str = "constant"  # constant, cosine, linear: from the warm-up's end to trainer.max_steps
     final_fraction: float = 0.0  # of learning_rate, reached at trainer.max_steps by cosine and linear
 
@@ -186,6 +187,8 @@ class Train:
     seed: int = 0
     batch_size: int = 64  # global: over all ranks and accumulated micro-batches
     plan: bool = False  # true: say what would be trained, and stop
+    start_from: str | None = None  # another run's folder or checkpoint: its weights and their average; null: none
+    start_optimizer: bool = False  # take that run's optimizer state too
     backbone: Any = MISSING
     conditioning: dict[str, Any] = field(default_factory=dict)
     data: Any = MISSING
@@ -202,6 +205,8 @@ class Train:
     def __post_init__(self) -> None:
         """Refuses values that no run can have."""
         _at_least("", self, batch_size=1, seed=0)
+        if self.start_optimizer and self.start_from is None:
+            raise ValueError("start_optimizer=true: there is no run to take it from; give start_from=RUN")
 
 
 def _as_run() -> Any:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    import torch
 
     from datamodules.scene_datamodule import SceneDataModule
     from lightning_modules.scene_diffusion import SceneDiffusion
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from models.conditioning.base import Conditioning
 
 MODULES = "lightning_modules"
+START = ("weights", "init")  # settings of a method that only say where it starts
 
 
 def build_backbone(cfg: DictConfig) -> Backbone:
@@ -29,8 +31,14 @@ def build_backbone(cfg: DictConfig) -> Backbone:
     return instantiate(cfg.backbone, _convert_="all")
 
 
-def build_conditioning(cfg: DictConfig, backbone: Backbone) -> Conditioning:
-    """The adapters by name, fitted to the backbone; random weights follow from the seed."""
+def build_conditioning(cfg: DictConfig, backbone: Backbone, *, restored: bool = False) -> Conditioning:
+    """The adapters by name, fitted to the backbone; random weights follow from the seed.
+
+    Args:
+        cfg: the run's configuration.
+        backbone: the diffusion model.
+        restored: a checkpoint will be loaded, so that what the adapters would start from is not read.
+    """
     import torch
 
     from models.conditioning.base import Conditioning
@@ -39,13 +47,14 @@ def build_conditioning(cfg: DictConfig, backbone: Backbone) -> Conditioning:
         torch.manual_seed(cfg.seed)
         adapters = {}
         for name, node in cfg.conditioning.items():
-            settings = {key: value for key, value in node.items() if key != "module"}
+            skipped = ("module", *(START if restored else ()))
+            settings = {key: value for key, value in node.items() if key not in skipped}
             adapters[name] = instantiate(settings, backbone=backbone, _convert_="all")
         return Conditioning(adapters)
 
 
-def build_module(cfg: DictConfig, *, backbone: Backbone | None = None) -> SceneDiffusion:
-    """The LightningModule of the run's method; several methods share the general one."""
+def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored: bool = False) -> SceneDiffusion:
+    """The LightningModule of the run's method; several methods share the general one. `restored` as above."""
     import torch
 
     from models.conditioning.drops import ConditionDrops
@@ -53,7 +62,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None) -> SceneD
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         backbone = backbone or build_backbone(cfg)
-    conditioning = build_conditioning(cfg, backbone)
+    conditioning = build_conditioning(cfg, backbone, restored=restored)
     optimizer = OmegaConf.to_container(cfg.optimizer, resolve=True)
     schedule = {key: optimizer.pop(key) for key in ("schedule", "warmup_steps", "final_fraction")}
     average = {"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None
@@ -62,9 +71,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None) -> SceneD
         conditioning=conditioning,
         objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
         drops=ConditionDrops(**cfg.drops),
-        optimizer=functools.partial(
-            get_class(optimizer.pop("_target_")), lr=optimizer.pop("learning_rate"), **optimizer
-        ),
+        optimizer=_optimizer(optimizer),
         schedule=schedule,
         sampler=instantiate(cfg.sampler, _convert_="all"),
         average=average,
@@ -73,6 +80,23 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None) -> SceneD
         channels_last=cfg.trainer.channels_last,
         compiled=cfg.trainer.compile,
     )
+
+
+def _optimizer(node: dict[str, Any]) -> functools.partial[torch.optim.Optimizer]:
+    """The optimizer that waits for its parameters.
+
+    Raises:
+        ValueError: its package is not installed.
+    """
+    target = node.pop("_target_")
+    try:
+        optimizer = get_class(target)
+    except Exception as error:
+        raise ValueError(
+            f"optimizer._target_: {target} cannot be imported; install {target.partition('.')[0]}, or take optimizer=adamw"
+        ) from error
+    settings = {key: value for key, value in node.items() if value is not None}
+    return functools.partial(optimizer, lr=settings.pop("learning_rate"), **settings)
 
 
 def _module_class(cfg: DictConfig) -> type[SceneDiffusion]:

@@ -56,7 +56,7 @@ def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffu
         raise RunError(
             f"run={run_cfg.run}: no checkpoint {path or 'yet'}; train it first: python train.py run={run_cfg.run}"
         )
-    module = build_module(run_cfg)
+    module = build_module(run_cfg, restored=True)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(stored)
     module.load_state_dict(stored["state_dict"], strict=False)  # on_load_checkpoint has verified the keys

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from callbacks.start import StartFrom
 from loggers.metrics_csv import MetricsCsv
 from runtime.build import build_data, build_module, build_trainer, check_fit
-from runtime.run_directory import Attempt, RunDirectory
+from runtime.run_directory import Attempt, RunDirectory, RunError
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
@@ -30,10 +32,12 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     Returns:
         The module as trained (as built, for a plan).
     """
+    if cfg.start_from is not None:
+        checkpoint_of(cfg.start_from)  # refused before anything is made
     data = build_data(cfg)
     data.prepare_data()
     data.setup("fit")
-    module = build_module(cfg)
+    module = build_module(cfg, restored=attempt.checkpoint is not None)
     check_fit(module.conditioning, data.provides, data=cfg.data.shards)
     print(summary(cfg, module, len(data.training_set)))
     if cfg.plan:
@@ -41,6 +45,8 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     directory.open(cfg)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
     trainer = build_trainer(cfg)
+    if attempt.checkpoint is None and cfg.start_from is not None:
+        trainer.callbacks.insert(0, StartFrom(checkpoint_of(cfg.start_from), optimizer=cfg.start_optimizer))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
         if isinstance(logger, MetricsCsv):
             logger.rewind(attempt.step)
@@ -54,6 +60,21 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
             f"{directory.path}: finished at step {trainer.global_step}. Evaluate it: python evaluate.py run={directory.path}"
         )
     return module
+
+
+def checkpoint_of(start: str) -> Path:
+    """The checkpoint that `start_from` means: the file, or the newest whole one of a run's folder.
+
+    Raises:
+        RunError: neither.
+    """
+    path = Path(start)
+    found = path if path.is_file() else RunDirectory(path).newest_checkpoint() if path.is_dir() else None
+    if found is None:
+        raise RunError(
+            f"start_from={start}: no run with a checkpoint, and no checkpoint; give runs/NAME or a .ckpt file"
+        )
+    return found
 
 
 EXPECTED_WARNINGS = (

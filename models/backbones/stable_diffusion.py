@@ -231,7 +231,7 @@ class StableDiffusion(Backbone):
 
 
 def stable_diffusion(
-    path: str | Path, *, components: str | Path, skeleton: bool = False, **settings: Any
+    path: str | Path, *, components: str | Path, skeleton: bool = False, boxes: str | None = None, **settings: Any
 ) -> StableDiffusion:
     """Opens weights, or with `skeleton` builds only the structure, on the meta device (`train.py plan=true`).
 
@@ -239,6 +239,7 @@ def stable_diffusion(
         path: folder or hub name of the weights.
         components: name of the structure's folder in `components/`.
         skeleton: leave the weights away.
+        boxes: published box weights for this model; not read here, experiments refer to it.
         **settings: of `StableDiffusion.from_folder`.
 
     Returns:

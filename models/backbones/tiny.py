@@ -89,13 +89,16 @@ def make_tiny(kind: str, folder: str | Path, *, seed: int = 0) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_bytes(schedule)
 
 
-def tiny_backbone(kind: str, *, folder: str | Path | None = None, seed: int = 0) -> StableDiffusion:
+def tiny_backbone(
+    kind: str, *, folder: str | Path | None = None, seed: int = 0, resolution: int | None = None
+) -> StableDiffusion:
     """A tiny model, opened by the real loader.
 
     Args:
         kind: "sd15", "sd21" or "sdxl".
         folder: opened if it is there, else made; None takes a temporary one that is removed at once.
         seed: of the weights, where they are made.
+        resolution: side in pixels to work at; by default 64.
 
     Returns:
         The backbone with random weights, frozen, in float32 on the CPU.
@@ -103,7 +106,7 @@ def tiny_backbone(kind: str, *, folder: str | Path | None = None, seed: int = 0)
     if folder is not None:
         if not Path(folder).exists():
             make_tiny(kind, folder, seed=seed)
-        return StableDiffusion.from_folder(folder)
+        return StableDiffusion.from_folder(folder, resolution=resolution)
     with tempfile.TemporaryDirectory(prefix="tiny_") as temporary:
         make_tiny(kind, temporary, seed=seed)
-        return StableDiffusion.from_folder(temporary)
+        return StableDiffusion.from_folder(temporary, resolution=resolution)

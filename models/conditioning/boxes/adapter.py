@@ -146,11 +146,11 @@ class BoxesAdapter(Adapter):
         blocks: "all" as published, or some of down, mid, up.
         weights: where to start from: an adapter file, or a UNet folder or hub name with `attention_type="gated"`; None
             starts at random with closed gates.
-        init: what is taken from `weights`: "published" all of it; "reset" the gates and null features alone, every other
-            layer anew, as the published COCO run did; "fresh" nothing.
+        init: what is taken from `weights`: "published" all of it; "reset" the gates and null features alone (where there
+            are weights), every other layer anew, as the published COCO run did; "fresh" nothing.
 
     Raises:
-        ValueError: an unknown choice, `init` without weights, or weights that do not fit.
+        ValueError: an unknown choice, weights that are missing or not used, or that do not fit.
     """
 
     requires = frozenset({"boxes", "phrases"})

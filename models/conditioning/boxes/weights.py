@@ -31,20 +31,19 @@ def initialise(adapter: BoxesAdapter, *, weights: str | None, init: str) -> None
     Args:
         adapter: a new adapter.
         weights: adapter file, gated UNet folder or hub name; None for none.
-        init: "published" takes everything; "reset" takes the gates and the null features and leaves every other layer at
-            random, which is what the published COCO run started from; "fresh" takes nothing.
+        init: "published" takes everything; "reset" takes the gates and the null features, where there are weights, and
+            leaves every other layer at random, which is what the published COCO run started from; "fresh" takes nothing.
 
     Raises:
-        ValueError: an unknown `init`, one that needs weights without any, weights without use, or weights that do not fit.
+        ValueError: an unknown `init`, "published" without weights, "fresh" with some, or weights that do not fit.
     """
     if init not in INITS:
         raise ValueError(f"conditioning.boxes.init: {init!r} is unknown; take {', '.join(INITS)}")
-    if (weights is None) != (init == "fresh"):
-        fault = (
-            "needs conditioning.boxes.weights=FILE" if weights is None else "leaves conditioning.boxes.weights unused"
-        )
+    if weights is None and init == "published":
+        raise ValueError("conditioning.boxes.init: published needs conditioning.boxes.weights=FILE; or take fresh")
+    if weights is not None and init == "fresh":
         raise ValueError(
-            f"conditioning.boxes.init: {init} {fault}; give weights with published or reset, none with fresh"
+            f"conditioning.boxes.weights: {weights} is not used by init=fresh; take init=published or reset"
         )
     if weights is None:
         return
