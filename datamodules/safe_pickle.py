@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-
 _CODES = re.compile(r"[fiub][1248]|U\d+|O8?")
 
 
@@ -76,7 +75,7 @@ def load_pth(path: str | Path) -> Any:
             return _TorchUnpickler(file, path).load()
 
 
-class _reading:  # noqa: N801 (used as a function)
+class _reading:
     """Turns what goes wrong within into one line that names the file."""
 
     def __init__(self, path: str | Path) -> None:
