@@ -182,7 +182,7 @@ class FileSource(Source):
         for index, box in enumerate(boxes.tolist()):
             width, height = box[2] - box[0], box[3] - box[1]
             if min(width, height) <= TOLERANCE:
-                self.count("boxes without area")
+                self.count("boxes with no area in the picture")
             elif width * height < self.min_area:
                 self.count(UNDER_AREA)
             else:

@@ -81,7 +81,8 @@ class Folder(FileSource):
         Raises:
             SampleError: The line is no Scene, or its picture cannot be used.
         """
-        scene, path = self._parsed(*entry)
+        scene, file = _parsed(*entry)
+        path = Path(self.root) / file if file is not None else self._beside(scene.id, entry[0])
         picture = _upright(Picture.open(path, f"scene {scene.id!r}"))
         frame = scene.frame or Frame(original=picture.size)
         if frame.target != picture.size:
@@ -93,24 +94,15 @@ class Folder(FileSource):
         self.count(UNDER_AREA, small)
         return self.stored(scene, picture)
 
-    def _parsed(self, where: str, line: bytes) -> tuple[Scene, Path]:
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise SampleError(f"{where}: not JSON ({error}); write one Scene on a line") from error
-        file = data.pop("file", None) if isinstance(data, dict) else None
-        scene = Scene.from_json(data, where=where)
-        if file is not None and not isinstance(file, str):
-            raise SampleError(f"{where}: file: {file!r} is not a path; give the picture's, relative to the folder")
-        if file is None:
-            there = [path for suffix in SUFFIXES if (path := Path(self.root) / f"{scene.id}{suffix}").is_file()]
-            if not there:
-                raise SampleError(
-                    f"{where}: picture: no {scene.id}{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}) there; "
-                    "add it or name it with the key file"
-                )
-            return scene, there[0]
-        return scene, Path(self.root) / file
+    def _beside(self, name: str, where: str) -> Path:
+        """The picture that is called after its scene."""
+        for suffix in SUFFIXES:
+            if (path := Path(self.root) / f"{name}{suffix}").is_file():
+                return path
+        raise SampleError(
+            f"{where}: picture: no {name}{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}) there; "
+            "add it or name it with the key file"
+        )
 
     def _provided(self) -> frozenset[str]:
         """What every line that is a Scene has; the pictures are not opened."""
@@ -118,7 +110,7 @@ class Folder(FileSource):
         had = {"image"}
         for where, line in self.entries():
             try:
-                scene, _ = self._parsed(where, line)
+                scene, _ = _parsed(where, line)
             except ValueError:
                 continue  # counted when it is read
             of_objects = {
@@ -134,6 +126,18 @@ class Folder(FileSource):
             had |= {word for word, has in of_objects.items() if any(has)}
             lacking |= {word for word, has in of_objects.items() if not all(has)}
         return frozenset(had - lacking)
+
+
+def _parsed(where: str, line: bytes) -> tuple[Scene, str | None]:
+    """The Scene of a line, and the file that it names."""
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise SampleError(f"{where}: not JSON ({error}); write one Scene on a line") from error
+    file = data.pop("file", None) if isinstance(data, dict) else None
+    if file is not None and not isinstance(file, str):
+        raise SampleError(f"{where}: file: {file!r} is not a path; give the picture's, relative to the folder")
+    return Scene.from_json(data, where=where), file
 
 
 def _upright(picture: Picture) -> Picture:

@@ -146,7 +146,8 @@ class Igligen(FileSource):
         scaling_factor: Factor of the autoencoder that made the latents, by which they are already multiplied.
         min_score: Boxes of lower confidence go; the publishers read from .25 on.
         min_area: As in `FileSource`.
-        tolerance: As in `FileSource`.
+        tolerance: As in `FileSource`; large, because the published boxes leave the centre square by as much as the
+            picture goes on beside it, and are published to be cut.
 
     Raises:
         ValueError: The folders are not there, or have no shard in common.
@@ -164,7 +165,7 @@ class Igligen(FileSource):
         scaling_factor: float = 0.13025,
         min_score: float = 0.25,
         min_area: float = 0.0,
-        tolerance: float = 0.05,
+        tolerance: float = 1.0,
     ) -> None:
         super().__init__(min_area=min_area, tolerance=tolerance)
         self.root, self.boxes, self.sizes = root, boxes, sizes

@@ -7,6 +7,7 @@ centre square of a picture.
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,7 +36,8 @@ class Sa1b(FileSource):
         boxes: Folder of IGLIGEN's boxes, `sa_NNNNNN.npy` for `sa_NNNNNN.tar`, with or without sizes.
         min_score: Boxes of lower confidence go; the publishers read from .25 on.
         min_area: As in `FileSource`.
-        tolerance: As in `FileSource`.
+        tolerance: As in `FileSource`; large, because the published boxes leave the centre square by as much as the
+            picture goes on beside it, and are published to be cut.
         short_side: As in `FileSource`.
 
     Raises:
@@ -53,7 +55,7 @@ class Sa1b(FileSource):
         boxes: str | None = None,
         min_score: float = 0.25,
         min_area: float = 0.0,
-        tolerance: float = 0.05,
+        tolerance: float = 1.0,
         short_side: int | None = None,
     ) -> None:
         super().__init__(min_area=min_area, tolerance=tolerance, short_side=short_side)
@@ -149,11 +151,16 @@ def read_captions(path: Path, keys: Iterable[str]) -> dict[str, str]:
     Raises:
         ValueError: The table has no such columns, or cannot be read.
     """
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(
+            f"source.captions: {path}: parquet needs pyarrow, which requirements.txt pins; install that, "
+            "or give the table as .jsonl"
+        )
     wanted = set(keys)
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     try:
         return {key: caption for key, caption in rows if key in wanted}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"source.captions: {path}: no table of the columns {' and '.join(COLUMNS)} "
             f"({' '.join(str(error).split())}); fetch it again"
@@ -161,16 +168,12 @@ def read_captions(path: Path, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            f"source.captions: {path}: parquet needs pyarrow, which requirements.txt pins; install that, "
-            "or give the table as .jsonl"
-        ) from error
+    from pyarrow import parquet  # here, because nothing else needs it
+
     with parquet.ParquetFile(path) as table:
         for piece in table.iter_batches(batch_size=_ROWS, columns=list(COLUMNS)):
-            yield from zip(*(piece.column(name).to_pylist() for name in COLUMNS), strict=True)
+            columns = piece.to_pydict()
+            yield from zip(*(columns[name] for name in COLUMNS), strict=True)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, Any]]:

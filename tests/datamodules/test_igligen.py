@@ -61,14 +61,15 @@ def root(tmp_path):
     rows = [
         row(1, [[0.5, 0.25, 0.5, 0.25], [0.5, 0.5, 1.0, 1.0]], scores=[0.5, 0.2], size=WIDE),
         row(2, [[0.875, 0.5, 0.28, 1.0]], scores=[0.25], size=TALL),
-        row(9, [], size=TALL),
+        row(9, [[0.5, 0.5, 0.5, 0.5]], size=TALL),
+        row(4, [[-0.25, 0.5, 1.0, 0.5], [1.125, 0.5, 0.25, 0.5]], size=WIDE),
     ]
-    return write(tmp_path / "published", rows, [3, 2, 1])
+    return write(tmp_path / "published", rows, [4, 3, 2, 1])
 
 
 def test_boxes_and_latents_are_joined_by_number_in_the_square(root):
     source = Igligen(root=str(root))
-    (wide, first), (tall, second) = source
+    (wide, first), (tall, second), (beside, _) = source
     assert (wide.id, wide.caption) == ("sa_1", "picture 1.")
     np.testing.assert_array_equal(first, latent(1))
     np.testing.assert_array_equal(second, latent(2))
@@ -82,8 +83,11 @@ def test_boxes_and_latents_are_joined_by_number_in_the_square(root):
     # wide: 60 rows, so columns 15 to 75; tall: 64 columns, so rows 8 to 72
     assert wide.frame == Frame(original=WIDE, crop=(0, 15, 60, 60), target=(64, 64))
     assert tall.frame == Frame(original=TALL, crop=(8, 0, 64, 64), target=(64, 64))
+    # -.75 to .25 is cut at 0; 1 to 1.25 lies beside the square
+    assert [item.box for item in beside.objects] == [(0.0, 0.25, 0.25, 0.75)]
     assert source.latent_form == LatentForm(channels=4, height=8, width=8, scale=8, scaling_factor=SDXL)
     assert source.left_out.counts == {
+        "boxes with no area in the picture": 1,
         "boxes without a latent": 1,
         "boxes under min_score": 1,
         "pictures without boxes": 1,
@@ -118,7 +122,7 @@ def test_boxes_without_sizes_need_them_from_elsewhere_or_leave_the_frame_open(tm
         (row(1, [[0.5, 0.5, 0.2, 0.2]], phrases=[""], size=WIDE), "phrases[0]: '' is not a phrase"),
         (row(1, [[0.5, np.nan, 0.2, 0.2]], size=WIDE), "boxes[0]"),
         (row(1, [[0.5, 0.5, -0.2, 0.2]], size=WIDE), "inverted"),
-        (row(1, [[0.5, 0.5, 0.2, 1.2]], size=WIDE), "leaves the picture at the"),
+        (row(1, [[250, 250, 100, 100]], size=WIDE), "leaves the picture at the"),
         (row(1, [[0.5, 0.5, 0.2, 0.2]], scores=[np.nan], size=WIDE), "scores: not finite"),
         (row(1, [], size=(0, 5)), "size: (0, 5)"),
         (row(1, [], size="large"), "size: 'large'"),
@@ -140,8 +144,8 @@ def test_a_broken_file_is_counted_with_all_its_rows(tmp_path, root):
     path = root / "latents" / "sa_000001.npy"
     path.write_bytes(path.read_bytes()[:-100])
     source = Igligen(root=str(root))
-    assert len(source) == 3 + 5 + 1
-    assert len(list(source)) == 2
+    assert len(source) == 4 + 5 + 1
+    assert len(list(source)) == 3
     assert source.left_out.bad == 6
     cut, other_size = source.left_out.skipped
     assert "sa_000001.npy: cannot be read" in cut
@@ -275,14 +279,24 @@ def test_the_step_takes_the_latents_and_not_the_autoencoder(shards, composed):
     assert torch.equal(module.latents(batch), batch.latents)
     assert not encoded
     # a picture that encodes to the same latents has the same loss: the factor is not applied twice
-    module.backbone._encode = lambda images, generator: batch.latents
+    encodes_to = batch.latents
+    module.backbone._encode = lambda images, generator: encodes_to
     batch.images, batch.latents = torch.zeros(2, 3, 64, 64), None
     torch.testing.assert_close(module.losses(batch, [0, 1]), losses)
 
 
 def test_training_runs_on_latents_and_refuses_another_autoencoder_s(shards, composed, fit, tmp_path):
-    module = fit(composed(*TINY, f"data.shards={shards}", f"run={tmp_path / 'run'}"))
+    pictures = (
+        f"data.validation_shards={shards}",
+        "callback=[progress,pictures,checkpoint]",
+        "callback.pictures.every=2",
+        "callback.pictures.scenes=2",
+        "sampler.steps=2",
+        "trainer.validate_every=2",
+    )
+    module = fit(composed(*TINY, *pictures, f"data.shards={shards}", f"run={tmp_path / 'run'}"))
     assert module.global_step == 2
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["step=0000002.png"]
     with pytest.raises(ValueError, match=r"latents: multiplied by 0\.13025"):
         fit(composed(*TINY, "backbone=tiny_sd15", f"data.shards={shards}", f"run={tmp_path / 'other'}"))
 

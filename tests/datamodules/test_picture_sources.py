@@ -271,7 +271,7 @@ def test_boxes_are_cut_within_the_tolerance_and_flat_ones_go(tmp_path):
     source = Coco(root=str(write_coco(tmp_path / "c", {"a": WIDE}, things)))
     ((scene, _),) = source
     assert boxes_of(scene) == [(0.875, 0.75, 1.0, 1.0), (0.0, 0.0, 9.5 / 80, 0.25)]
-    assert source.left_out.counts == {"boxes without area": 1}
+    assert source.left_out.counts == {"boxes with no area in the picture": 1}
 
 
 def test_pictures_that_cannot_be_read_are_skipped_counted_and_listed(tmp_path):
@@ -370,7 +370,7 @@ def test_gligen_coco_boxes_are_corners_in_pixels(detections):
     assert wide.objects[0].phrase == "a dog"
     assert (wide.caption, wide.provenance) == ("one", {"captions": ["one", "two"]})
     assert boxes_of(tall) == [(0.0, 0.0, 1.0, pytest.approx(1 / 3))]
-    assert source.left_out.counts == {"boxes without area": 1, "captions missing": 1}
+    assert source.left_out.counts == {"boxes with no area in the picture": 1, "captions missing": 1}
 
 
 def test_gligen_coco_s_bad_entries_are_named(detections):
