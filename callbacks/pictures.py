@@ -44,9 +44,10 @@ class Pictures(pl.Callback):
         with module.averaged(), torch.no_grad():
             drawn = module.sample(held_out.scenes, seed=self.seed)
             bare = module.sample(null, seed=self.seed) if module.conditioning.adapters else None
-        columns = {"true": held_out.images, "drawn": drawn}
+            true = held_out.images if held_out.images is not None else module.backbone.decode(held_out.latents)
+        columns = {"true": true, "drawn": drawn}
         if bare is not None:
-            columns = {"true": held_out.images, "with the scene": drawn, "without": bare}
+            columns = {"true": true, "with the scene": drawn, "without": bare}
         sheet = _sheet(columns, held_out.scenes)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step={step:07d}.png")

@@ -164,10 +164,14 @@ class DataCommon:
     workers: int = 0  # loader processes on a rank
     window: int = 8  # shards within which samples are permuted
     flip: bool = False  # mirror half of the samples
+    min_area: float = 0.01  # objects that cover less of the cropped picture go
+    caption: str = "first"  # of several: the first, or any
 
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
         _at_least("data.", self, workers=0, window=1)
+        _fraction("data.", self, "min_area")
+        _choose("data.caption", self.caption, ("first", "any"))
 
 
 @dataclass(kw_only=True)
@@ -266,12 +270,14 @@ class Prepare:
     shards: str | None = None  # folder of shards that a task other than convert reads
     out: str | None = None  # folder that task=convert makes
     shard_size: int = 1000  # samples to a shard
+    max_bad_fraction: float = 0.01  # share of samples that may be unreadable
     paths: Paths = field(default_factory=Paths)
 
     def __post_init__(self) -> None:
         """Refuses values that no task can have."""
         _choose("task", self.task, TASKS)
         _at_least("", self, shard_size=1)
+        _fraction("", self, "max_bad_fraction")
         if self.task == "convert" and self.source is None:
             raise ValueError("source: task=convert reads a source; name one with source=NAME, such as source=shapes")
         if self.task == "convert" and self.out is None:

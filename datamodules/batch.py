@@ -9,33 +9,45 @@ from scenes.scene import SceneBatch
 
 
 class Batch:
-    """B samples.
+    """B samples with pictures, or with latents in their place.
 
     Not a dataclass on purpose: Lightning rewrites the tensors of dataclasses when a precision such as
     `bf16-true` is set, and boxes, size ids and pictures must stay float32. For the same reason
     `self.log(..., on_epoch=True)` needs `batch_size=len(batch)`.
 
     Args:
-        images: (B, 3, H, W) float32 in [-1, 1].
+        images: (B, 3, H, W) float32 in [-1, 1]; None where there are latents.
         scenes: The B scenes, in the frames of the pictures.
         positions: (B,) int64, where the samples stand in the stream of samples (validation: in the held-out
             shards); random numbers of a step are drawn from (seed, position).
+        latents: (B, C, h, w) float32 as the denoiser takes them, multiplied by the autoencoder's factor; None
+            where there are pictures.
         dropped: Objects of these scenes that the crop to the resolution left too little of.
     """
 
-    def __init__(self, images: torch.Tensor, *, scenes: SceneBatch, positions: torch.Tensor, dropped: int = 0) -> None:
+    def __init__(
+        self,
+        images: torch.Tensor | None,
+        *,
+        scenes: SceneBatch,
+        positions: torch.Tensor,
+        latents: torch.Tensor | None = None,
+        dropped: int = 0,
+    ) -> None:
         self.images = images
+        self.latents = latents
         self.scenes = scenes
         self.positions = positions
         self.dropped = dropped
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.scenes)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         return Batch(
-            self.images.to(device, non_blocking=True),
+            None if self.images is None else self.images.to(device, non_blocking=True),
+            latents=None if self.latents is None else self.latents.to(device, non_blocking=True),
             scenes=self.scenes.to(device),
             positions=self.positions.to(device, non_blocking=True),
             dropped=self.dropped,
@@ -44,7 +56,8 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The same batch with its large tensors in page-locked memory; the data loader calls it."""
         return Batch(
-            self.images.pin_memory(),
+            None if self.images is None else self.images.pin_memory(),
+            latents=None if self.latents is None else self.latents.pin_memory(),
             scenes=self.scenes,
             positions=self.positions.pin_memory(),
             dropped=self.dropped,
@@ -52,9 +65,12 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together to a batch."""
+    """Put samples together to a batch; all have pictures or all have latents."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    latents = [sample.latent for sample in samples if sample.latent is not None]
     return Batch(
-        torch.stack([sample.image for sample in samples]),
+        torch.stack(images) if images else None,
+        latents=torch.stack(latents) if latents else None,
         scenes=SceneBatch([sample.scene for sample in samples]),
         positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
         dropped=sum(sample.dropped for sample in samples),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHARDS, _SAMPLES, _FLIPS = range(3)  # what a draw is for; each has its own stream of random numbers
+_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS = range(4)  # what a draw is for; each has its own stream of random numbers
 _COINS = 4096  # drawn together
 _REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
 
@@ -37,6 +37,18 @@ def flips(seed: int, position: int) -> bool:
     """Whether the sample at a position is mirrored: a fair coin of (seed, position)."""
     block, place = divmod(position, _COINS)
     return bool(_coins(seed, block)[place])
+
+
+def choice(seed: int, position: int, count: int) -> int:
+    """Which of `count` captions the sample at a position has: uniform, a function of (seed, position)."""
+    block, place = divmod(position, _COINS)
+    return int(_words(seed, block)[place] % np.uint64(count))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _words(seed: int, block: int) -> np.ndarray:
+    """The draws of a block of positions, (_COINS,) uint64."""
+    return _keys(seed, _CAPTIONS, block, count=_COINS)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)

@@ -20,7 +20,7 @@ from datamodules.order import GlobalBatches, SampleOrder, held_out_batches
 from datamodules.shard_index import read_index
 from datamodules.shard_writer import describe
 from datamodules.shards import ShardError, ShardSet, has_shards
-from datamodules.transforms import SceneTransform
+from datamodules.transforms import FLIPPED_LATENT, SceneTransform
 
 __all__ = ["Batch", "SceneDataModule"]
 
@@ -30,7 +30,7 @@ Make = Callable[..., object]
 
 
 class SceneDataModule(pl.LightningDataModule):
-    """Scenes with pictures for training and validation.
+    """Scenes with pictures, or with latents in their place, for training and validation.
 
     One Lightning epoch is the whole run: the train loader is `max_steps x accumulate` micro-batches long and
     passes over the data as often as that takes. It needs `Trainer(max_steps=...,
@@ -40,13 +40,15 @@ class SceneDataModule(pl.LightningDataModule):
 
     Args:
         shards: Folder of the training shards.
-        resolution: Height and width of the pictures, px.
+        resolution: Height and width of the pictures, px; latents must have been made of pictures of that size.
         batch_size: Samples of an optimizer step over all ranks and accumulation steps.
         seed: Seed of the order and of the mirroring.
         accumulate: Micro-batches of an optimizer step.
         window: Shards that are shuffled together.
         workers: Processes that fetch, on each rank.
-        flip: Whether half of the training samples are mirrored.
+        flip: Whether half of the training samples are mirrored; latents cannot be.
+        min_area: Objects whose box covers less than this share of the cropped picture go.
+        caption: Where a picture has several captions: "first", or "any" to draw one in training.
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node.
         validation_shards: Folder of the held-out shards; without it nothing is validated.
         validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
@@ -71,6 +73,8 @@ class SceneDataModule(pl.LightningDataModule):
         window: int = 8,
         workers: int = 0,
         flip: bool = False,
+        min_area: float = 0.01,
+        caption: str = "first",
         make: Make | None = None,
         validation_shards: str | None = None,
         validation_batch_size: int | None = None,
@@ -88,8 +92,10 @@ class SceneDataModule(pl.LightningDataModule):
         self.validation_shards = None if validation_shards is None else Path(validation_shards)
         self.validation_batch_size = validation_batch_size or batch_size // accumulate
         self.dropped_objects = 0
-        self._transform = SceneTransform(resolution=resolution, flip=flip, seed=seed)
-        self._validation_transform = SceneTransform(resolution=resolution)
+        self._transform = SceneTransform(
+            resolution=resolution, flip=flip, seed=seed, min_area=min_area, caption=caption
+        )
+        self._validation_transform = SceneTransform(resolution=resolution, min_area=min_area)
         self._make = make
         self._make_validation = make_validation
 
@@ -118,7 +124,7 @@ class SceneDataModule(pl.LightningDataModule):
     def training_set(self) -> ShardSet:
         """The training samples."""
         _refuse_other_source(self.shards, self._make)
-        return ShardSet(self.shards)
+        return _opened(self.shards, self._transform)
 
     @functools.cached_property
     def validation_set(self) -> ShardSet:
@@ -126,7 +132,7 @@ class SceneDataModule(pl.LightningDataModule):
         if self.validation_shards is None:
             raise ValueError("validation_shards=null: give a folder of held-out shards to validate on")
         _refuse_other_source(self.validation_shards, self._make_validation)
-        return ShardSet(self.validation_shards)
+        return _opened(self.validation_shards, self._validation_transform)
 
     def held_out(self, count: int) -> Batch:
         """The first `count` held-out samples, or all, for pictures and scores during training."""
@@ -227,6 +233,32 @@ class SceneDataModule(pl.LightningDataModule):
                 "add the callback datamodules.resume.ResumeWholeSteps"
             )
         return trainer.global_step * self.accumulate
+
+
+def _opened(path: Path, transform: SceneTransform) -> ShardSet:
+    """The samples of a folder, if the transform fits them.
+
+    Args:
+        path: Folder of the shards.
+        transform: What is to be made of each.
+
+    Returns:
+        The samples.
+
+    Raises:
+        ShardError: They are latents of another size, or to be mirrored.
+    """
+    stored = ShardSet(path)
+    if stored.latents is None:
+        return stored
+    if transform.flip:
+        raise ShardError(f"data.flip=true: {path}: {FLIPPED_LATENT}")
+    if stored.latents.pixels != (transform.resolution, transform.resolution):
+        raise ShardError(
+            f"data.resolution={transform.resolution}: {path} holds latents of pictures of (height, width) "
+            f"{stored.latents.pixels}; set data.resolution to that or give other shards"
+        )
+    return stored
 
 
 def _make_once(path: Path, make: Make) -> None:

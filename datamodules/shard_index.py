@@ -14,6 +14,7 @@ FORMAT = "scenograph-shards"
 VERSION = 1
 INDEX = "index.json"
 SCENE = "scene.json"
+LATENT = "latent.npy"
 MAKE_AGAIN = "make the shards again with prepare.py"
 
 Verify = Literal["size", "sha256"]

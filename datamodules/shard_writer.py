@@ -18,11 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+import numpy as np
 from webdataset import TarWriter
 
-from datamodules.shard_index import FORMAT, INDEX, SCENE, VERSION, ShardEntry, ShardError
-from datamodules.sources.base import Source
+from datamodules.shard_index import FORMAT, INDEX, LATENT, SCENE, VERSION, ShardEntry, ShardError
+from datamodules.sources.base import Content, EncodedPicture, LatentForm, LeftOut, Source
 from scenes.scene import Scene
 
 Progress = Callable[[int, int], object]
@@ -32,7 +32,22 @@ _PICTURE_FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_shards(source: Source, out: str | Path, *, shard_size: int = 1000, progress: Progress | None = None) -> Path:
+class TooManyBad(ShardError):
+    """More samples could not be read than was allowed; `skipped` has a line for each."""
+
+    def __init__(self, message: str, *, skipped: list[str]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+def write_shards(
+    source: Source,
+    out: str | Path,
+    *,
+    shard_size: int = 1000,
+    max_bad_fraction: float = 0.01,
+    progress: Progress | None = None,
+) -> Path:
     """Write a source as shards, whole or not at all.
 
     The same source gives the same bytes, so the checksums tell whether two folders hold the same data.
@@ -44,6 +59,8 @@ def write_shards(source: Source, out: str | Path, *, shard_size: int = 1000, pro
             and `arguments` are recorded in the index.
         out: The folder to make; it must not be there yet.
         shard_size: Samples of a shard; the last one holds the rest.
+        max_bad_fraction: Share of the samples that the source may fail to read; they are left out and listed in
+            the index.
         progress: Called with (samples written, samples the source announces) after each sample.
 
     Returns:
@@ -52,6 +69,7 @@ def write_shards(source: Source, out: str | Path, *, shard_size: int = 1000, pro
     Raises:
         ShardError: `out` is there already, the disk is full or refuses, the source is empty, or a picture
             does not have the size that its scene's frame says.
+        TooManyBad: More than `max_bad_fraction` could not be read.
     """
     out = Path(out)
     picture_format = getattr(source, "image_format", "jpg")
@@ -59,34 +77,42 @@ def write_shards(source: Source, out: str | Path, *, shard_size: int = 1000, pro
         raise ShardError(f"shard_size={shard_size}: give the samples of a shard, 1 or more")
     if picture_format not in _PICTURE_FORMATS:
         raise ShardError(f"{type(source).__name__}.image_format={picture_format!r}: choose png or jpg")
-    counts: Counter[str] = Counter(dict.fromkeys(("samples", "objects", "boxes", "relations"), 0))
+    counts: Counter[str] = Counter(dict.fromkeys(("samples", "captions", "objects", "boxes", "relations"), 0))
     entries: list[ShardEntry] = []
     with _whole_or_nothing(out) as folder:
+        announced = len(source)
         samples = iter(source)
         for number in itertools.count():
             chunk = itertools.islice(samples, shard_size)
             if (first := next(chunk, None)) is None:
                 break
             with _shard_writer(folder / f"{number:06d}.tar", entries, out=out) as write:
-                for scene, picture in itertools.chain([first], chunk):
+                for scene, content in itertools.chain([first], chunk):
                     # Encoding is not under the guard of the disk: a source's own OSError is not ours to
                     # explain.
-                    sample = _encode(scene, picture, picture_format)
+                    sample = _encode(scene, content, picture_format, source.latent_form)
                     write({"__key__": f"{counts['samples']:09d}", **sample})
                     _count(counts, scene)
+                    # Too many of all that may come: no need to read the rest.
+                    _refuse_bad(source, counts["samples"], out, most=max_bad_fraction, of=announced)
                     if progress is not None:
-                        progress(counts["samples"], len(source))
+                        progress(counts["samples"], announced)
+        _refuse_bad(source, counts["samples"], out, most=max_bad_fraction)
         if not entries:
             raise ShardError(
-                f"out={out}: the source {type(source).__name__} gave no samples; check where it reads from"
+                f"out={out}: the source {type(source).__name__} gave no samples"
+                f"{''.join(f', {reason}: {n}' for reason, n in _left_out(source).counts.items())}; "
+                "check where it reads from and its filters"
             )
         index = {
             "format": FORMAT,
             "version": VERSION,
             "source": describe(source),
             "provides": sorted(source.provides),
-            "members": sorted((picture_format, SCENE)),
+            "members": sorted((picture_format if source.latent_form is None else LATENT, SCENE)),
+            **({"latents": asdict(source.latent_form)} if source.latent_form is not None else {}),
             "counts": dict(counts),
+            **_told(_left_out(source)),
             "shards": [asdict(entry) for entry in entries],
         }
         with _disk(out), (folder / INDEX).open("w", encoding="utf-8") as file:
@@ -116,20 +142,73 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _encode(scene: Scene, picture: Image.Image, picture_format: str) -> dict[str, bytes]:
-    if scene.frame is not None and scene.frame.target != (picture.height, picture.width):
+def _left_out(source: Source) -> LeftOut:
+    return source.left_out or LeftOut()
+
+
+def _refuse_bad(source: Source, good: int, out: Path, *, most: float, of: int | None = None) -> None:
+    """Refuses data of which too much could not be read.
+
+    Args:
+        source: Has told what it skipped.
+        good: Samples that were written.
+        out: Folder of the shards, for the message.
+        most: Share of the samples that may be bad.
+        of: How many samples there may be; those so far if not given.
+
+    Raises:
+        TooManyBad: More are.
+    """
+    left_out = _left_out(source)
+    seen = good + left_out.bad
+    if left_out.bad > most * (of or seen):
+        raise TooManyBad(
+            f"out={out}: {left_out.bad} of {seen} samples could not be read, more than "
+            f"max_bad_fraction={most:g}, so nothing was kept; mend them or raise max_bad_fraction "
+            f"(the first: {left_out.skipped[0]})",
+            skipped=left_out.skipped,
+        )
+
+
+def _told(left_out: LeftOut) -> dict[str, Any]:
+    """What the index says of what is not there; nothing for a source that left nothing out."""
+    told = {"left_out": dict(sorted(left_out.counts.items())), "notes": left_out.notes}
+    if left_out.bad:
+        told["skipped"] = {"samples": left_out.bad, "reasons": left_out.skipped}
+    return {key: value for key, value in told.items() if value}
+
+
+def _encode(scene: Scene, content: Content, picture_format: str, form: LatentForm | None) -> dict[str, bytes]:
+    text = json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    encoded = io.BytesIO()
+    if isinstance(content, np.ndarray):
+        if form is None or content.shape != form.shape:
+            raise ShardError(
+                f"scene {scene.id!r}: latent of shape {content.shape} where the source's latent_form is {form}; "
+                "correct the source"
+            )
+        _check_size(scene, form.pixels)
+        np.save(encoded, content, allow_pickle=False)
+        return {LATENT: encoded.getvalue(), SCENE: text.encode()}
+    _check_size(scene, (content.height, content.width))
+    if isinstance(content, EncodedPicture):
+        return {picture_format: content.data, SCENE: text.encode()}
+    content.convert("RGB").save(encoded, **_PICTURE_FORMATS[picture_format])
+    return {picture_format: encoded.getvalue(), SCENE: text.encode()}
+
+
+def _check_size(scene: Scene, size: tuple[int, int]) -> None:
+    if scene.frame is not None and scene.frame.target != size:
         raise ShardError(
             f"scene {scene.id!r}: frame: target {scene.frame.target} is not the picture's (height, width) "
-            f"{(picture.height, picture.width)}; correct the source"
+            f"{size}; correct the source"
         )
-    encoded = io.BytesIO()
-    picture.convert("RGB").save(encoded, **_PICTURE_FORMATS[picture_format])
-    text = json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return {picture_format: encoded.getvalue(), SCENE: text.encode()}
 
 
 def _count(counts: Counter[str], scene: Scene) -> None:
     counts["samples"] += 1
+    # a source with several captions of a picture keeps them all in the provenance
+    counts["captions"] += len(scene.provenance.get("captions") or ()) or bool(scene.caption)
     counts["objects"] += len(scene.objects)
     counts["boxes"] += sum(item.box is not None for item in scene.objects)
     counts["relations"] += len(scene.relations)

@@ -1,9 +1,9 @@
 """Shards: Scenes and their pictures in tar files of webdataset's form, written once, read at random.
 
 A folder of shards holds `000000.tar`, `000001.tar`, ... and `index.json`; a sample is `<key>.png` or
-`<key>.jpg` beside `<key>.scene.json`. Here are reading by number and checking; `shard_writer.py` writes,
-`shard_index.py` knows the index. In which order samples are read is in `order.py`, what becomes of a picture
-in `transforms.py`.
+`<key>.jpg`, or `<key>.latent.npy` in place of a picture, beside `<key>.scene.json`. Here are reading by number and
+checking; `shard_writer.py` writes, `shard_index.py` knows the index. In which order samples are read is in
+`order.py`, what becomes of a picture in `transforms.py`.
 """
 
 import bisect
@@ -20,6 +20,7 @@ from PIL import Image
 
 from datamodules.shard_index import (
     INDEX,
+    LATENT,
     MAKE_AGAIN,
     SCENE,
     ShardEntry,
@@ -30,6 +31,7 @@ from datamodules.shard_index import (
     read_index,
 )
 from datamodules.shard_writer import Progress, write_shards
+from datamodules.sources.base import LatentForm
 from datamodules.tar_members import members
 from scenes.scene import Scene
 
@@ -40,10 +42,17 @@ _OPEN_SHARDS = 64  # a data set can have more shards than a process may open fil
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A sample as stored: the picture is (height, width, 3) uint8 RGB, 0..255, and may be written to."""
+    """A sample as stored, with a picture or a latent.
+
+    Attributes:
+        scene: The scene in the frame of the picture, or of what the latent was encoded from.
+        image: (height, width, 3) uint8 RGB, 0..255; may be written to.
+        latent: (C, h, w) float16 or float32 as the denoiser takes it: multiplied by the autoencoder's factor.
+    """
 
     scene: Scene
-    image: np.ndarray
+    image: np.ndarray | None = None
+    latent: np.ndarray | None = None
 
 
 class _OpenShard:
@@ -100,6 +109,7 @@ class ShardSet:
 
     Attributes:
         provides: What its scenes carry, in the words of `sources.base.PROVIDABLE`.
+        latents: The form of the latents; None where there are pictures.
         index: The content of `index.json`.
         entries: Name, count, size and checksum of each shard.
 
@@ -112,6 +122,7 @@ class ShardSet:
         self.index = read_index(self.path)
         self.entries = tuple(ShardEntry(**entry) for entry in self.index["shards"])
         self.provides = frozenset(self.index["provides"])
+        self.latents = LatentForm(**self.index["latents"]) if "latents" in self.index else None
         self.sizes = tuple(entry.count for entry in self.entries)
         self._ends = list(itertools.accumulate(self.sizes))
         self._members: list[str] = self.index["members"]
@@ -140,13 +151,15 @@ class ShardSet:
             The sample.
 
         Raises:
-            ShardError: What is stored there is no picture or no scene.
+            ShardError: What is stored there is no picture, no latent or no scene.
         """
         opened = self._opened(shard)
         where = f"shards={self.path}: {self.entries[shard].name} row {row}"
         parts = {name: opened.content(row, member) for member, name in enumerate(self._members)}
         try:
             scene = Scene.from_json(json.loads(parts.pop(SCENE)))
+            if LATENT in parts:
+                return Record(scene=scene, latent=np.load(io.BytesIO(parts[LATENT]), allow_pickle=False))
             (picture,) = parts.values()
             with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))

@@ -108,7 +108,7 @@ class SceneDiffusion(pl.LightningModule):
 
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
         """(B,) losses of the samples whose draws are those of `keys`."""
-        latents = self.backbone.encode_images(batch.images).contiguous(memory_format=self._format)
+        latents = self.latents(batch).contiguous(memory_format=self._format)
         draws = draw(self.seed, keys, latents.shape[1:]).to(latents.device)
         if drop:
             scenes, captions, has_caption = self.drops(batch.scenes, draws.keep)
@@ -121,6 +121,13 @@ class SceneDiffusion(pl.LightningModule):
         noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
         prediction = self.backbone.denoise(noised, times, inputs)
         return self.objective.losses(prediction, latents, noise, times)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """(B, C, h, w) latents: those that the batch brings, or of its pictures."""
+        if batch.latents is None:
+            return self.backbone.encode_images(batch.images)
+        self.backbone.check_latents(tuple(batch.latents.shape[1:]))
+        return batch.latents
 
     def _left_out(self, batch: Batch, losses: Tensor) -> Tensor:
         """A loss of 0 in place of one that is not finite, as often as the settings allow.

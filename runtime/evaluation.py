@@ -81,6 +81,11 @@ def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
     if node.get("make") is not None and not has_shards(node["shards"]):
         node["make"](out=node["shards"])
     records = ShardSet(node["shards"])
+    if records.latents is not None:
+        raise ValueError(
+            f"protocol.shards: {node['shards']} holds latents, and pictures are scored against pictures; "
+            "prepare the same scenes with their pictures"
+        )
     if len(records) < node["scenes"]:
         raise ValueError(
             f"protocol.scenes: {node['scenes']} but {node['shards']} holds {len(records)}; lower it or give more shards"

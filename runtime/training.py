@@ -39,6 +39,8 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     data.setup("fit")
     module = build_module(cfg, restored=attempt.checkpoint is not None)
     check_fit(module.conditioning, data.provides, data=cfg.data.shards)
+    if (form := data.training_set.latents) is not None:
+        module.backbone.check_latents(form.shape, factor=form.scaling_factor)
     print(summary(cfg, module, len(data.training_set)))
     if cfg.plan:
         return module

@@ -191,6 +191,18 @@ class Scene:
         scene = replace(self, objects=moved, relations=_reindexed(self.relations, kept), frame=frame)
         return scene, len(self.objects) - len(kept)
 
+    def without_small(self, min_area: float) -> tuple["Scene", int]:
+        """The scene without objects whose box covers less than `min_area` of the frame, and how many those are."""
+        gone = [
+            item.box is not None and (item.box[2] - item.box[0]) * (item.box[3] - item.box[1]) < min_area
+            for item in self.objects
+        ]
+        if not any(gone):
+            return self, 0
+        kept = [i for i, goes in enumerate(gone) if not goes]
+        objects = tuple(self.objects[i] for i in kept)
+        return replace(self, objects=objects, relations=_reindexed(self.relations, kept)), sum(gone)
+
     def without_layout(self) -> "Scene":
         """The null scene: the same id, caption, frame and source; no objects and no relations."""
         return replace(self, objects=(), relations=())

@@ -1,39 +1,118 @@
-"""The seam between published data and the project: a source yields Scenes with their pictures.
+"""The seam between published data and the project: a source yields Scenes with their pictures or latents.
 
-Here live the interface and the comparison of what a source provides with what a consumer requires. Readers of
-particular data sets live beside this file; shards, order and transforms live one folder up.
+Here live the interface, the forms in which a picture may come, the account of what was left out, and the comparison of
+what a source provides with what a consumer requires. What readers of published files share is in ``files.py``; readers of
+particular data sets live beside it; shards, order and transforms live one folder up.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from scenes.scene import Scene
 
 PROVIDABLE = frozenset(
-    {"image", "caption", "boxes", "phrases", "descriptions", "attributes", "relations", "masks", "scores"}
+    {"image", "latents", "caption", "boxes", "phrases", "descriptions", "attributes", "relations", "masks", "scores"}
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedPicture:
+    """A picture as its JPEG file has it, stored byte for byte: what is encoded again is worse than it was.
+
+    Attributes:
+        data: The whole file; whoever made this record has decoded it once.
+        height: Rows, px.
+        width: Columns, px.
+    """
+
+    data: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentForm:
+    """What all latents of a source have in common.
+
+    A latent is what the denoiser works at: the autoencoder's output already multiplied by `scaling_factor`.
+
+    Attributes:
+        channels: Channels of a latent.
+        height: Rows, cells.
+        width: Columns, cells.
+        scale: Pixels of the picture per cell.
+        scaling_factor: The autoencoder's factor, which tells autoencoders of one shape apart.
+    """
+
+    channels: int
+    height: int
+    width: int
+    scale: int
+    scaling_factor: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) in cells."""
+        return self.channels, self.height, self.width
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width) px of the pictures that were encoded."""
+        return self.height * self.scale, self.width * self.scale
+
+
+# A picture to encode, one that is encoded already, or a latent (C, h, w) float16 or float32.
+Content = Image.Image | EncodedPicture | np.ndarray
+
+
+class LeftOut:
+    """The account of what an iteration over a source did not pass on.
+
+    Attributes:
+        counts: How often each reason was given, whatever the thing was: an object, a picture.
+        skipped: A line for each sample that could not be read, or for a file of them.
+        bad: Samples that could not be read.
+        notes: Lines that whoever prepares the data should see.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.skipped: list[str] = []
+        self.bad = 0
+        self.notes: list[str] = []
+
+    def skip(self, reason: object, *, samples: int = 1) -> None:
+        """Count samples that could not be read, and say why in one line."""
+        self.skipped.append(" ".join(str(reason).split()))
+        self.bad += samples
+
+
 class Source(ABC):
-    """Where Scenes come from: a sized iterable of (scene, picture) pairs in a fixed order.
+    """Where Scenes come from: a sized iterable of (scene, picture or latent) pairs in a fixed order.
 
     Attributes:
         provides: What every Scene of this source carries, in the words of `PROVIDABLE`. It is compared with
-            what adapters and metrics require before any work starts.
+            what adapters and metrics require before any work starts. A source may set it when it is made.
+        latent_form: The form of its latents, known from the first pair on; None for pictures.
+        left_out: The account of the latest iteration; None for a source that leaves nothing out.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset()
+    provides: frozenset[str] = frozenset()
+    latent_form: LatentForm | None = None
+    left_out: LeftOut | None = None
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of pairs that one iteration yields."""
+        """Number of pairs that one iteration yields, or more where some are left out."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Scene, Image.Image]]:
-        """Yields each Scene with its RGB picture; boxes are in the frame of that picture."""
+    def __iter__(self) -> Iterator[tuple[Scene, Content]]:
+        """Yields each Scene with its RGB picture or its latent; boxes are in the frame of that picture."""
 
     def missing(self, requires: Iterable[str]) -> frozenset[str]:
         """What `requires` names and this source lacks."""

@@ -127,6 +127,38 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"images: range [{low:.4g}, {high:.4g}] is outside [-1, 1]; give uint8 / 127.5 - 1")
         return self._encode(images, generator)
 
+    @property
+    def latent_factor(self) -> float:
+        """What `encode_images` multiplies the autoencoder's output by; with the shape it tells autoencoders apart."""
+        return 1.0
+
+    def check_latents(self, shape: tuple[int, ...], *, factor: float | None = None) -> None:
+        """Refuses latents that this backbone did not make.
+
+        Args:
+            shape: (C, h, w) of a latent.
+            factor: the scaling factor that they are multiplied by, where it is known.
+
+        Raises:
+            ValueError: another number of channels, another size than `resolution`, or another autoencoder's factor.
+        """
+        if shape[0] != self.latent_channels:
+            raise ValueError(
+                f"latents: {shape[0]} channels, this backbone has {self.latent_channels}; "
+                "give latents of this backbone's autoencoder, or pictures"
+            )
+        side = self.resolution // self.latent_scale
+        if tuple(shape[1:]) != (side, side):
+            raise ValueError(
+                f"latents: {' x '.join(map(str, shape[1:]))} cells, backbone.resolution={self.resolution} makes "
+                f"{side} x {side}; set backbone.resolution={shape[1] * self.latent_scale} or give other shards"
+            )
+        if factor is not None and abs(factor - self.latent_factor) > 1e-6:
+            raise ValueError(
+                f"latents: multiplied by {factor:g}, this backbone's autoencoder by {self.latent_factor:g}, so that "
+                "another one made them; give latents of this backbone's autoencoder, or pictures"
+            )
+
     @abstractmethod
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         """Latents of checked images."""

@@ -214,6 +214,11 @@ class StableDiffusion(Backbone):
             return decoded.sample.clamp(-1, 1)
 
     @property
+    def latent_factor(self) -> float:
+        """The autoencoder's scaling factor."""
+        return config_of(self.vae).scaling_factor
+
+    @property
     def _shift(self) -> float:
         return config_of(self.vae).shift_factor or 0.0
 

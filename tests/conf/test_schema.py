@@ -6,6 +6,7 @@ import pytest
 
 from conf.schema import (
     ROOTS,
+    DataCommon,
     Drops,
     Ema,
     Evaluate,
@@ -40,6 +41,9 @@ def test_defaults_are_right() -> None:
         (Train, {"batch_size": 0}, "batch_size=0: must be at least 1"),
         (Sample, {"seeds": []}, "seeds=[]"),
         (Prepare, {}, "name one with source=NAME"),
+        (Prepare, {"max_bad_fraction": 1.5}, "max_bad_fraction=1.5: must lie between 0 and 1"),
+        (DataCommon, {"min_area": -0.1}, "data.min_area=-0.1"),
+        (DataCommon, {"caption": "all"}, "data.caption=all: no such choice"),
         (Prepare, {"task": "check"}, "shards: task=check reads shards"),
         (Prepare, {"source": {"_target_": "x"}}, "name it with out=DIR"),
     ],

@@ -104,7 +104,9 @@ def test_index_counts_and_names_the_source(written):
     index = ShardSet(written).index
     boxes = sum(n % 4 for n in range(10))
     relations = sum(n % 4 > 1 for n in range(10))
-    assert index["counts"] == {"samples": 10, "objects": boxes, "boxes": boxes, "relations": relations}
+    counted = {"samples": 10, "captions": 10, "objects": boxes, "boxes": boxes, "relations": relations}
+    assert index["counts"] == counted
+    assert not {"left_out", "skipped", "latents"} & index.keys()
     assert index["source"] == {"name": "Numbered", "arguments": {"count": 10}}
     assert [shard["name"] for shard in index["shards"]] == ["000000.tar", "000001.tar", "000002.tar"]
     assert all((written / shard["name"]).stat().st_size == shard["bytes"] for shard in index["shards"])

@@ -36,8 +36,9 @@ def test_values_are_exact_at_the_ends():
 
 def test_a_picture_of_the_right_size_stays_as_it_is():
     one = record(32, 32, [(0, 0, 1, 1), (8, 8, 16, 20)])
-    sample = SceneTransform(resolution=32)(one, 5)
-    assert sample.scene is one.scene
+    sample = SceneTransform(resolution=32, min_area=0)(one, 5)
+    assert sample.scene.objects == one.scene.objects
+    assert sample.scene.frame is one.scene.frame
     assert sample.position == 5
     assert sample.dropped == 0
     assert torch.equal(sample.image, to_tensor(one.image))
@@ -72,10 +73,17 @@ def test_what_the_crop_leaves_nothing_of_is_counted_and_its_relations_go():
     assert sample.dropped == 1
 
 
-def test_small_objects_survive_where_nothing_is_cut():
-    _, scene, dropped = centre_square(*parts(record(128, 128, [(0, 0, 2, 2)])), 32)
-    assert len(scene.objects) == 1
-    assert dropped == 0
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (32, 32), (64, 96)])
+def test_small_objects_go_whether_or_not_anything_is_cut(height, width):
+    side, left = min(height, width), (width - min(height, width)) // 2
+    small, large = round(side * 0.09), round(side * 0.125)  # .81 % and 1.56 % of the square, rounded up at most
+    edges = [(left, 0, left + small, small), (left, side - large, left + large, side)]
+    one = record(height, width, edges)
+    _, scene, dropped = centre_square(*parts(one), 32)
+    assert [item.phrase for item in scene.objects] == ["thing 1"]
+    assert scene.relations == ()
+    assert dropped == 1
+    assert len(centre_square(*parts(one), 32, min_area=0)[1].objects) == 2
 
 
 def test_a_scene_without_a_frame_gets_one():

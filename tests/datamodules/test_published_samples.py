@@ -1,0 +1,186 @@
+"""The samples of the published forms, if they lie beside the checkout: shards have the counts, boxes and captions of the files.
+
+Expected values are worked out from the files with json and numpy here, not with the readers.
+"""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.shards import ShardSet
+from runtime.composition import compose
+from runtime.preparation import TASKS
+
+SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
+pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    def prepare(*arguments):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        TASKS["convert"](compose("prepare", [*arguments, f"out={out}"]))
+        stored = ShardSet(out)
+        return stored.index, {record.scene.id: record for record in (stored[n] for n in range(len(stored)))}
+
+    return prepare
+
+
+def test_coco(prepared):
+    root = SAMPLES / "coco"
+    index, records = prepared("source=coco", f"source.root={root}")
+    instances = json.loads((root / "annotations/instances_train2017.json").read_text())
+    captions = json.loads((root / "annotations/captions_train2017.json").read_text())["annotations"]
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    assert len(records) == len(instances["images"]) == 49
+    crowds = sum(item["iscrowd"] for item in instances["annotations"])
+    assert index["counts"]["objects"] == len(instances["annotations"]) - crowds
+    assert index["left_out"] == {"boxes of crowds": crowds}
+    assert index["counts"]["captions"] == len(captions)
+    assert "skipped" not in index
+    for image in instances["images"]:
+        record = records[Path(image["file_name"]).stem]
+        items = [i for i in instances["annotations"] if i["image_id"] == image["id"] and not i["iscrowd"]]
+        texts = [item["caption"] for item in captions if item["image_id"] == image["id"]]
+        assert [item.phrase for item in record.scene.objects] == [names[item["category_id"]] for item in items]
+        side = np.array([image["width"], image["height"]] * 2)
+        for mine, item in zip(record.scene.objects, items, strict=True):
+            x, y, w, h = item["bbox"]
+            np.testing.assert_allclose(np.array(mine.box) * side, [x, y, x + w, y + h], atol=1e-2)
+        assert record.scene.caption == texts[0]
+        assert record.scene.provenance["captions"] == texts
+        assert record.image.shape == (image["height"], image["width"], 3)
+
+
+@pytest.mark.parametrize(("name", "stuff", "low", "high"), [("lama", True, 3, 8), ("creatilayout", False, 2, 10)])
+def test_coco_filters(prepared, name, stuff, low, high):
+    root = SAMPLES / "coco"
+    _, records = prepared("source=coco", f"source.root={root}", f"source.filter={name}")
+    instances = json.loads((root / "annotations/instances_train2017.json").read_text())
+    more = json.loads((root / "annotations/stuff_train2017.json").read_text())["annotations"] if stuff else []
+    expected = {}
+    for image in instances["images"]:
+        items = [i for i in instances["annotations"] + more if i["image_id"] == image["id"] and not i["iscrowd"]]
+        large = [i for i in items if i["bbox"][2] * i["bbox"][3] >= 0.02 * image["width"] * image["height"]]
+        persons = sum(item["category_id"] == 1 for item in items)
+        if low <= len(large) <= high and (name == "lama" or persons <= 3):
+            expected[Path(image["file_name"]).stem] = len(large)
+    assert {key: len(record.scene.objects) for key, record in records.items()} == expected
+    assert 0 < len(expected) < 49
+
+
+def test_gligen_coco(prepared):
+    pictures = SAMPLES / "coco" / "train2017"
+    index, records = prepared(
+        "source=gligen_coco", f"source.root={SAMPLES / 'gligen_coco'}", f"source.images={pictures}"
+    )
+    published = torch.load(SAMPLES / "gligen_coco" / "coco_train2017.pth", weights_only=True)
+    assert len(records) == len(published)
+    assert index["counts"]["objects"] == sum(len(item["annos"]) for item in published)
+    for item in published:
+        record = records[Path(item["file_path"]).stem]
+        height, width = record.image.shape[:2]
+        assert [o.phrase for o in record.scene.objects] == [one["caption"] for one in item["annos"]]
+        boxes = np.array([o.box for o in record.scene.objects]) * [width, height, width, height]
+        np.testing.assert_allclose(boxes, [one["bbox"] for one in item["annos"]], atol=1e-2)
+        assert record.scene.provenance["captions"] == item["captions"]
+
+
+def igligen_rows(folder):
+    """Rows of every file, and the numbers of the latents beside them."""
+    rows, numbers = {}, set()
+    for file in sorted(folder.glob("*.npy")):
+        rows |= {f"sa_{row[0]}": row for row in np.load(file, allow_pickle=True)}
+        latents = folder.parent / "latents" / file.name
+        if latents.is_file():
+            numbers |= {f"sa_{n}" for n in np.load(latents, allow_pickle=True).item()["indices"]}
+    return rows, numbers
+
+
+def wanted(row):
+    """Places of the boxes of confidence .25 that reach into the square, and those boxes, cut."""
+    x, y, w, h = row[2].astype(np.float64).T
+    boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1).clip(0, 1)
+    places = np.flatnonzero((row[3] >= 0.25) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    return places, boxes[places]
+
+
+@pytest.mark.parametrize(("folder", "cells"), [("sdxl-512", 64), ("sdxl-1024", 128)])
+def test_igligen(prepared, folder, cells):
+    root = SAMPLES / "igligen" / folder
+    index, records = prepared("source=igligen", f"source.root={root}")
+    rows, numbers = igligen_rows(root / "boxes")
+    assert set(records) == rows.keys() & numbers
+    assert index["left_out"]["pictures without boxes"] == len(numbers - rows.keys()) == 2
+    assert index["latents"]["height"] == cells
+    for key, record in records.items():
+        _, caption, _, _, phrases, (height, width) = rows[key]
+        places, expected = wanted(rows[key])
+        assert record.scene.caption == caption
+        assert [item.phrase for item in record.scene.objects] == [phrases[place] for place in places]
+        np.testing.assert_allclose([item.box for item in record.scene.objects], expected, atol=1e-6)
+        side = min(height, width)
+        assert record.scene.frame.original == (height, width)
+        assert record.scene.frame.crop == ((height - side) // 2, (width - side) // 2, side, side)
+        assert record.scene.frame.target == (8 * cells, 8 * cells)
+        assert record.latent.shape == (4, cells, cells)
+    content = np.load(root / "latents" / "sa_000001.npy", allow_pickle=True).item()
+    for number, latent in zip(content["indices"], content["latents"], strict=True):
+        if f"sa_{number}" in records:
+            np.testing.assert_array_equal(records[f"sa_{number}"].latent, latent)
+
+
+def test_igligen_boxes_without_sizes(prepared):
+    boxes = SAMPLES / "igligen" / "boxes_without_size"
+    index, records = prepared(
+        "source=igligen", f"source.root={SAMPLES / 'igligen' / 'sdxl-512'}", f"source.boxes={boxes}"
+    )
+    assert {record.scene.frame for record in records.values()} == {None}
+    assert index["left_out"]["sizes of pictures unknown"] == len(records) == 14
+
+
+def sa1b_sizes():
+    for file in sorted((SAMPLES / "sa1b").glob("*.tar")):
+        with tarfile.open(file) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    image = json.load(tar.extractfile(member))["image"]
+                    yield f"sa_{image['image_id']}", (image["height"], image["width"])
+
+
+def test_sa1b_with_its_table_of_captions(prepared):
+    pytest.importorskip("pyarrow", reason="parquet tables need pyarrow")
+    from pyarrow import parquet
+
+    table = parquet.read_table(SAMPLES / "sa1b" / "captions.parquet").to_pylist()
+    captions = {row["key"]: row["caption"].replace("The image features ", "", 1) for row in table}
+    sizes = dict(sa1b_sizes())
+    index, records = prepared("source=sa1b", f"source.root={SAMPLES / 'sa1b'}")
+    assert set(records) == captions.keys() & sizes.keys()
+    assert index["left_out"] == {"pictures without a caption": len(sizes.keys() - captions.keys())}
+    for key, record in records.items():
+        assert record.scene.caption == captions[key].strip()
+        assert record.scene.frame.original == sizes[key] == record.image.shape[:2]
+
+
+def test_sa1b_with_igligen_s_boxes(prepared, tmp_path_factory):
+    boxes = SAMPLES / "igligen" / "boxes_without_size"
+    rows, _ = igligen_rows(boxes)
+    table = tmp_path_factory.mktemp("captions") / "captions.jsonl"
+    table.write_text("".join(json.dumps({"key": k, "caption": f"The image features {k}"}) + "\n" for k in rows))
+    _, records = prepared(
+        "source=sa1b", f"source.root={SAMPLES / 'sa1b'}", f"source.boxes={boxes}", f"source.captions={table}"
+    )
+    assert set(records) == set(rows)
+    for key, size in sa1b_sizes():
+        if key in rows:
+            record, side = records[key], min(size)
+            assert record.scene.caption == key
+            assert record.image.shape == (side, side, 3)
+            assert record.scene.frame.crop == ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+            np.testing.assert_allclose([item.box for item in record.scene.objects], wanted(rows[key])[1], atol=1e-6)
