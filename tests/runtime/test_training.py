@@ -51,7 +51,9 @@ class TestStartFrom:
         assert not (tmp_path / "next").exists()
 
     def test_another_method_is_refused(self, short, fit, short_run, tmp_path):
-        cfg = short(tmp_path / "next", f"start_from={short_run[0].run}", "conditioning=[boxes]")
+        cfg = short(
+            tmp_path / "next", f"start_from={short_run[0].run}", "conditioning=[boxes]", without=("conditioning",)
+        )
         with pytest.raises(
             ValueError, match=r"start_from: .*its conditioning is \['regions'\], this run's is \['boxes'\]"
         ):
