@@ -22,11 +22,12 @@ def learning_rate_factor(
         A function of the optimizer step, counted from 0, that gives the factor on the base learning rate.
 
     Raises:
-        ValueError: an unknown schedule, or a warm-up that is no shorter than the run.
+        ValueError: an unknown schedule, or a decay whose warm-up is no shorter than the run. A constant schedule may be cut
+            short while it warms up, as a trial of a long recipe is.
     """
     if schedule not in ("constant", "cosine", "linear"):
         raise ValueError(f"optimizer.schedule: {schedule!r} is unknown; take constant, cosine or linear")
-    if warmup_steps >= steps:
+    if warmup_steps >= steps and schedule != "constant":
         raise ValueError(f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}; lower it")
 
     def factor(step: int) -> float:

@@ -72,3 +72,8 @@ def test_the_optimizer_steps_at_these_rates():
 def test_bad_settings_are_refused(schedule, settings, message):
     with pytest.raises(ValueError, match=message):
         factors(schedule, **settings)
+
+
+def test_a_short_trial_of_a_constant_recipe_stays_in_its_warmup():
+    factor = learning_rate_factor("constant", steps=3, warmup_steps=9)
+    assert [factor(step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
