@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class Adapter(nn.Module, ABC):
     An empty scene is every method's null condition. At initialisation the denoiser's output is that of the bare UNet.
     """
 
+    method: ClassVar[str] = ""
+    """Its name in `conf/conditioning`, which files of its weights carry."""
+
     requires: ClassVar[frozenset[str]] = frozenset()
     """What a source must provide to train it: "boxes", "phrases", "relations", "attributes", "masks"."""
 
@@ -68,6 +72,44 @@ class Adapter(nn.Module, ABC):
     def gates(self) -> dict[str, float]:
         """Figures that tell whether the method has begun to act, for the log."""
         return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments that its weights depend on, as plain values; files of its weights carry them."""
+        return {}
+
+    def published(self) -> dict[str, Tensor]:
+        """Its parameters by the names and in the shapes of the method's files; they share memory with the adapter."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def read_published(self, path: str) -> dict[str, Tensor]:
+        """The tensors, by the names of `published`, of a file or folder that is no adapter file.
+
+        Args:
+            path: file, folder or hub name, as the method's authors publish it.
+
+        Returns:
+            Tensors on the CPU, in the precision of the file.
+
+        Raises:
+            ValueError: nothing there, or nothing that the method knows; a method without a published form knows none.
+        """
+        there = "is no adapter file" if Path(path).exists() else "does not exist"
+        raise ValueError(
+            f"conditioning.{self.method}.weights: {path} {there}; give one that convert.py has written from a run"
+        )
+
+    def export(self, backbone: Backbone, out: Path, *, form: str) -> None:
+        """Writes itself in a form that others read.
+
+        Args:
+            backbone: what it belongs to, with weights.
+            out: a folder or file that is not there yet.
+            form: name of the form.
+
+        Raises:
+            ValueError: a form that the method does not have, or a backbone that the form cannot hold.
+        """
+        raise ValueError(f"form={form}: conditioning.{self.method} has no such form; take form=adapter")
 
     @abstractmethod
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:

@@ -3,7 +3,7 @@
 The weights, their names and the function are those of diffusers' `attention_type="gated"` UNet, so that published ones come
 and go unchanged. There a scene is padded to a fixed number of slots with null tokens that take part in the attention; here
 all null tokens of a scene are one key whose logit is raised by the log of their number, which is the same and costs less.
-Files of weights live in `weights`, geometry in `models.conditioning.geometry`.
+Weights of others are read in `weights` and written in `export`; geometry lives in `models.conditioning.geometry`.
 
 Legend: B pictures, N objects, L positions of a block, C its width, D width of a grounding token, P width of a phrase vector.
 """
@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.conditioning.base import Adapter, AdapterOutput, Text
-from models.conditioning.boxes.weights import initialise
+from models.conditioning.boxes.weights import initialise, published_tensors, read_gated
 from models.conditioning.geometry import fourier
 from models.conditioning.slots import BlockSite, block_sites
 from models.text import PhraseFeatures
@@ -113,8 +114,8 @@ class GatedSelfAttention(nn.Module):
         self.ff = FeedForward(site.width, activation_fn="geglu")
         self.norm1 = nn.LayerNorm(site.width)
         self.norm2 = nn.LayerNorm(site.width)
-        self.alpha_attn = nn.Parameter(torch.tensor(0.0))
-        self.alpha_dense = nn.Parameter(torch.tensor(0.0))
+        self.alpha_attn = nn.Parameter(torch.zeros(1))  # published as scalars, which FSDP2 refuses
+        self.alpha_dense = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, payload: BoxPayload) -> Tensor:
         """Hidden states (B, L, C) after the gated layers."""
@@ -153,6 +154,7 @@ class BoxesAdapter(Adapter):
         ValueError: an unknown choice, weights that are missing or not used, or that do not fit.
     """
 
+    method = "boxes"
     requires = frozenset({"boxes", "phrases"})
 
     def __init__(
@@ -174,13 +176,47 @@ class BoxesAdapter(Adapter):
             raise ValueError(f"conditioning.boxes.slots: {slots} is less than 1; take 30, as published")
         sites = block_sites(backbone.unet, blocks)
         self.slots, self.overflow, self.mask, self.left_out = slots, overflow, mask, 0
+        self.blocks = blocks if isinstance(blocks, str) else list(blocks)
         self.levels = sorted({site.level for site in sites})
         self.with_projection = backbone.has_pooled
         self.paths = [site.path for site in sites]
         # diffusers fixes both widths to that of the prompt tokens: 768 in SD 1.x, 1024 in SD 2.x, 2048 in SDXL
         self.position_net = PositionNet(phrase_width=backbone.text_width, width=backbone.text_width)
         self.fusers = nn.ModuleList(GatedSelfAttention(site, token_width=backbone.text_width) for site in sites)
-        initialise(self, weights=weights, init=init)
+        initialise(self, backbone=backbone, weights=weights, init=init)
+
+    def settings(self) -> dict[str, Any]:
+        """The number of slots, the mask and the blocks."""
+        return {"slots": self.slots, "mask": self.mask, "blocks": self.blocks}
+
+    def published(self) -> dict[str, Tensor]:
+        """Its parameters under the names of a gated UNet."""
+        return published_tensors(self)
+
+    def read_published(self, path: str) -> dict[str, Tensor]:
+        """The box tensors of a gated UNet: file, folder or hub name.
+
+        Args:
+            path: as in `weights.read_gated`.
+
+        Returns:
+            Tensors by published name.
+        """
+        return read_gated(path)
+
+    def export(self, backbone: Backbone, out: Path, *, form: str) -> None:
+        """Writes a pipeline folder in diffusers' layout, with `form="diffusers"`.
+
+        Args:
+            backbone: a Stable Diffusion model with weights.
+            out: the folder, which is not there yet.
+            form: "diffusers".
+        """
+        if form != "diffusers":
+            raise ValueError(f"form={form}: conditioning.boxes has no such form; take form=adapter or form=diffusers")
+        from models.conditioning.boxes.export import export_pipeline  # brings diffusers' pipelines, which nothing else needs
+
+        export_pipeline(self, backbone, out)
 
     def slot_modules(self) -> dict[str, nn.Module]:
         """One gated self-attention for each chosen block."""

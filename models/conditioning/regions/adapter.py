@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.conditioning.adapter_file import load_weights
 from models.conditioning.base import Adapter, AdapterOutput, Text, gate_figures
 from models.conditioning.geometry import fourier, overlap, place_in_box
 from models.conditioning.slots import BlockSite, block_sites
@@ -132,8 +133,13 @@ class RegionsAdapter(Adapter):
         place_width: G, width of the place map: what each position knows about its place in the boxes that touch it, so
             that edges fall between cells. 0 leaves the map out, as published.
         blocks: "all", or some of down, mid, up.
+        weights: adapter file to start from; None starts at random.
+
+    Raises:
+        ValueError: weights that do not fit.
     """
 
+    method = "regions"
     requires = frozenset({"boxes", "phrases"})
 
     def __init__(
@@ -145,9 +151,17 @@ class RegionsAdapter(Adapter):
         frequencies: int = 8,
         place_width: int = 0,
         blocks: str | Sequence[str] = "all",
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         sites = block_sites(backbone.unet, blocks)
+        self._settings = {
+            "width": width,
+            "hidden": hidden,
+            "frequencies": frequencies,
+            "place_width": place_width,
+            "blocks": blocks if isinstance(blocks, str) else list(blocks),
+        }
         self.levels = sorted({site.level for site in sites})
         self.frequencies = frequencies
         self.tokens = RegionTokens(
@@ -158,6 +172,12 @@ class RegionsAdapter(Adapter):
         self.attentions = nn.ModuleList(
             RegionalAttention(site, token_width=width, place_width=place_width) for site in sites
         )
+        if weights is not None:
+            load_weights(self, weights, backbone=backbone)
+
+    def settings(self) -> dict[str, Any]:
+        """Every width, the frequencies and the blocks."""
+        return self._settings
 
     def slot_modules(self) -> dict[str, nn.Module]:
         """One attention for each chosen block."""
