@@ -1,4 +1,4 @@
-"""The typed roots of train, evaluate, prepare and sample, and the nodes whose keys never vary.
+"""The typed roots of train, evaluate, prepare, sample and convert, and the nodes whose keys never vary.
 
 Hydra merges every YAML file and every override into these records, so that an unknown key or a value of the
 wrong type is refused at composition. Groups that stand for a class (backbone, conditioning, objective,
@@ -286,7 +286,52 @@ class Prepare:
             raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
 
 
-ROOTS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "prepare": Prepare, "sample": Sample}
+@dataclass(kw_only=True)
+class Convert:
+    """Root of `convert.py`."""
+
+    run: str | None = None  # a run, or
+    weights: str | None = None  # weights of the method that conditioning=NAME names: a file, a folder, a name on the hub
+    out: str = MISSING
+    form: str = "adapter"  # adapter: a file of the adapter alone; the others are the method's
+    average: bool = True  # of a run: the averaged weights; false: those of its last step
+    adapter: str | None = None  # of a run with several adapters: which one
+    checkpoint: str | None = None  # of a run; null: the newest
+    paths: Paths = field(default_factory=Paths)
+    backbone: Any = _as_run()
+    conditioning: Any = _as_run()
+
+    def __post_init__(self) -> None:
+        """Refuses settings that name no weights, or two, and those that have no use."""
+        if (self.run is None) == (self.weights is None):
+            given = "neither" if self.run is None else "both"
+            raise ValueError(f"run, weights: {given} given; name what to convert with run=DIR or weights=FILE")
+        if self.weights is not None:
+            self._check_weights()
+        if self.form == "adapter" and not self.out.endswith(".safetensors"):
+            raise ValueError(f"out={self.out}: form=adapter makes a safetensors file; name it with out=FILE.safetensors")
+
+    def _check_weights(self) -> None:
+        """What weights without a run need, and what only a run has."""
+        for group, example in (("conditioning", "boxes"), ("backbone", "sd14")):
+            if getattr(self, group) is None:
+                raise ValueError(f"{group}: weights={self.weights} of which {group}? Name it, such as {group}={example}")
+        for setting, value, usual in (
+            ("average", self.average, True),
+            ("adapter", self.adapter, None),
+            ("checkpoint", self.checkpoint, None),
+        ):
+            if value != usual:
+                raise ValueError(f"{setting}={value}: only a run has that; leave it out, or name a run with run=DIR")
+
+
+ROOTS: dict[str, type] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "prepare": Prepare,
+    "sample": Sample,
+    "convert": Convert,
+}
 
 
 def as_run_keys(root: type | None) -> tuple[str, ...]:

@@ -179,7 +179,8 @@ class StableDiffusion(Backbone):
         # Building draws from the global generator, which belongs to the caller.
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
-            unet: Any = UNet2DConditionModel.from_config(_read(folder / "unet" / "config.json"))
+            bare = {**_read(folder / "unet" / "config.json"), "attention_type": "default"}
+            unet: Any = UNet2DConditionModel.from_config(bare)
             vae: Any = AutoencoderKL.from_config(_read(folder / "vae" / "config.json"))
             encoders: list[Any] = []
             for name, _ in TOWERS:
@@ -242,7 +243,7 @@ def stable_diffusion(
 
     Args:
         path: folder or hub name of the weights.
-        components: name of the structure's folder in `components/`.
+        components: name of the structure's folder in `components/`; a folder at `path` says its structure itself.
         skeleton: leave the weights away.
         boxes: published box weights for this model; not read here, experiments refer to it.
         **settings: of `StableDiffusion.from_folder`.
@@ -253,7 +254,8 @@ def stable_diffusion(
     if not skeleton:
         return StableDiffusion.from_folder(path, **settings)
     kept = {key: settings[key] for key in ("dtype", "resolution") if key in settings}
-    return StableDiffusion.from_configs(components, **kept)
+    own = Path(path)
+    return StableDiffusion.from_configs(own if (own / "unet" / "config.json").is_file() else components, **kept)
 
 
 def _read(path: Path) -> dict[str, Any]:

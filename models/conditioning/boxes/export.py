@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 
 from models.backbones.base import Backbone, config_of
 from models.backbones.stable_diffusion import TOWERS, StableDiffusion
@@ -72,7 +71,7 @@ def export_pipeline(adapter: BoxesAdapter, backbone: Backbone, out: str | Path) 
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def gated_unet(unet: UNet2DConditionModel, adapter: nn.Module) -> UNet2DConditionModel:
+def gated_unet(unet: UNet2DConditionModel, adapter: BoxesAdapter) -> UNet2DConditionModel:
     """A UNet of diffusers' own with the adapter's layers inside; it shares every tensor with the two.
 
     Args:
