@@ -60,7 +60,7 @@ def _from_weights(cfg: DictConfig) -> tuple[Adapter, Backbone, str]:
     """An adapter with given weights, with the backbone that they are for."""
     whole = OmegaConf.create({"seed": 0, "backbone": cfg.backbone, "conditioning": cfg.conditioning})
     backbone = build_backbone(_lean(whole, cfg.form))
-    conditioning = build_conditioning(whole, backbone, start=False)
+    conditioning = build_conditioning(whole, backbone, restored=True)
     name = _only(conditioning, None, setting="conditioning", where=f"weights={cfg.weights}")
     adapter = conditioning.named[name]
     weights = read_weights(adapter, cfg.weights, backbone=backbone)
