@@ -10,6 +10,7 @@ import torch
 
 from datamodules.sources.base import PROVIDABLE
 from models.backbones.base import Backbone
+from models.conditioning.adapter_file import load_weights, save_adapter
 from models.conditioning.base import Conditioning
 from models.conditioning.slots import block_sites
 from models.objectives.draws import start_latents
@@ -197,6 +198,21 @@ def test_saved_and_loaded_it_is_the_same(case):
     assert {key.split(".")[0] for key in stored} == {"adapters"}
     other.load_state_dict(stored)
     assert torch.equal(predict(case, SCENES, conditioning=other), expected)
+
+
+@torch.no_grad()
+def test_its_file_makes_it_again(case, tmp_path):
+    wake(case.conditioning)
+    expected = predict(case, SCENES)
+    ((name, adapter),) = case.conditioning.named.items()
+    assert adapter.method == name
+    save_adapter(adapter, tmp_path / "a.safetensors", backbone=case.backbone)
+    other = type(adapter)(case.backbone, **adapter.settings())  # the settings are all that the file needs to be read
+    load_weights(other, tmp_path / "a.safetensors", backbone=case.backbone)
+    case.conditioning.detach(case.unet)
+    conditioning = Conditioning({name: other})
+    conditioning.attach(case.unet)
+    assert torch.equal(predict(case, SCENES, conditioning=conditioning), expected)
 
 
 @torch.no_grad()
