@@ -21,7 +21,7 @@ from runtime.run_directory import RunDirectory, load_run_config
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 WORKED = ("adding_a_method", "adding_a_source")
-SCRIPTS = {f"{name}.py": name for name in ("train", "evaluate", "prepare", "sample")}
+SCRIPTS = {f"{name}.py": name for name in ("train", "evaluate", "prepare", "sample", "convert")}
 MADE = ("runs/", "data/")  # what commands leave behind
 SMALL = (  # a backbone without the shipped weights, which a folder elsewhere does not have
     "backbone.weights=null",
@@ -40,7 +40,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.line)
+        return shlex.split(self.line, comments=True)
 
 
 def blocks(text: str, language: str) -> list[str]:

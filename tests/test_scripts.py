@@ -1,4 +1,4 @@
-"""The scripts as people run them: train, killed and resumed, evaluated, sampled, prepared, and refused."""
+"""The scripts as people run them: train, killed and resumed, evaluated, sampled, prepared, converted, and refused."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from loggers.metrics_csv import read_metrics
 
@@ -141,6 +142,18 @@ def test_a_scene_file_becomes_a_picture(trained, tmp_path):
     run("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
     with Image.open(out) as sheet:
         assert sheet.size[0] > 512
+
+
+def test_a_run_becomes_an_adapter_file(trained, tmp_path):
+    file = tmp_path / "regions.safetensors"
+    out = run("convert.py", f"run={trained[0]}", f"out={file}")
+    assert out.startswith(f"{file}: regions, ")
+    stored = torch.load(trained[0] / "checkpoints" / "step=12.ckpt", weights_only=True)["state_dict"]
+    names = {key.removeprefix("adapters.regions.") for key in stored if key.startswith("adapters.regions.")}
+    assert load_file(file).keys() == names
+    error = refusal("convert.py", "conditioning=boxes", "backbone=tiny_sd15", f"weights={file}", f"out={file}")
+    assert "holds weights of the method regions" in error
+    assert load_file(file).keys() == names
 
 
 def test_shapes_become_shards_and_a_changed_byte_is_found(tmp_path):
