@@ -27,6 +27,7 @@ from evaluation.report import PictureRow, choose, write_metrics, write_report
 from loggers.metrics_csv import read_metrics
 from metrics.base import Metric, SceneMetric
 from runtime.build import build_module
+from runtime.device import MIXED, device_of, placed
 from runtime.run_directory import RunDirectory, RunError
 from scenes import Scene
 
@@ -101,12 +102,14 @@ def score(metrics: Mapping[str, Metric], pictures: Iterable[np.ndarray], scenes:
 
 def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], out: Path) -> tuple[Arms, dict[str, Any]]:
     """Pictures with the scene and without it, and what the report says of the weights."""
+    device = device_of(run_cfg.trainer)
     module, checkpoint = load_module(run_cfg, cfg.checkpoint)
     about = {
         "step": module.loaded_step,
         "samples_seen": module.loaded_step * run_cfg.batch_size,
         "weights_sha256": weights_hash(module),
         "checkpoint": checkpoint.name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     arms = {"with_scene": scenes}
     if module.conditioning.adapters:
@@ -119,8 +122,13 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
             "seed": cfg.protocol.seed,
             "arm": arm,
         }
+        if run_cfg.trainer.precision in MIXED:
+            settings["precision"] = run_cfg.trainer.precision
         manifest = Manifest(out / arm, settings)
-        with tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar:
+        with (
+            placed(module, run_cfg.trainer),
+            tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar,
+        ):
             done = len(asked) - len(manifest.missing([scene.id for scene in asked]))
             bar.update(done)
             generate(
@@ -202,6 +210,7 @@ def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         "steps": run_cfg.sampler.steps if cfg.images is None else None,
         "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
         "grounding_fraction": run_cfg.sampler.grounding_fraction if cfg.images is None else None,
+        "precision": run_cfg.trainer.precision if cfg.images is None else None,
         "seeds": [cfg.protocol.seed],
         "filters": [],
         "images": cfg.images,
