@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -56,6 +56,10 @@ def compose(
             cfg = hydra.compose(config_name, list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(layers.explain(error)) from error
+        known = [(group, name) for group, name in unchosen(cfg) if name in loader.get_group_options(group)]
+        for group, name in known:
+            layers.refuse_typed(group, name)
+        leave_out(cfg, known)  # of another name there is no such option, which check_keys says
         check_keys(cfg, layers.reference, where=layers.source)
     if complete:
         check_values(cfg)
@@ -81,6 +85,43 @@ def compose_sweep(config_name: str, overrides: Sequence[str], *, config_dir: str
     jobs += [[*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]]
     for job in jobs:
         compose(config_name, job, config_dir=config_dir)
+
+
+def unchosen(cfg: DictConfig) -> list[tuple[str, str]]:
+    """Options of list groups for which something is set though they were not chosen.
+
+    An experiment sets keys of its own methods, callbacks and loggers; where the command line chooses others, these
+    keys stay behind as a node without `_target_`, which the option's file would have given.
+
+    Args:
+        cfg: A composed configuration with a typed root.
+
+    Returns:
+        (group, option), such as ("conditioning", "regions").
+    """
+    root = OmegaConf.get_type(cfg)
+    groups = [entry.name for entry in fields(root) if entry.default_factory is dict] if is_dataclass(root) else []
+    nodes = [(group, str(name), node) for group in groups for name, node in cfg[group].items()]
+    return [(group, name) for group, name, node in nodes if isinstance(node, DictConfig) and "_target_" not in node]
+
+
+def leave_out(cfg: DictConfig, options: Sequence[tuple[str, str]]) -> list[str]:
+    """Removes what is set for options of list groups.
+
+    Args:
+        cfg: A composed configuration, changed in place.
+        options: (group, option), as `unchosen` gives them.
+
+    Returns:
+        One line for each option, to say so.
+    """
+    said = []
+    for group, name in options:
+        chosen = ", ".join(str(other) for other in cfg[group] if (group, other) not in options)
+        said.append(f"{group}=[{chosen}]: what the experiment sets for {group}.{name} is left out")
+        with open_dict(cfg[group]):
+            del cfg[group][name]
+    return said
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -144,6 +185,14 @@ class _Layers:
             if contains(content, path):
                 return f"{file}: {path}"
         return path
+
+    def refuse_typed(self, group: str, name: str) -> None:
+        """Refuses an override of an option's key where the option was not chosen."""
+        for override in self.overrides:
+            if override.key_or_group.startswith(f"{group}.{name}."):
+                raise ConfigError(
+                    f"{override.input_line}: {name} is not chosen; add it to {group}=[...] or leave this out"
+                )
 
     def explain(self, error: Exception) -> str:
         """One line for what Hydra could not compose."""

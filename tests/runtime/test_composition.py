@@ -55,6 +55,29 @@ def test_conditioning_is_a_list_of_which_one_or_none_may_be_named() -> None:
     assert compose("train", ["experiment=shapes_base", "conditioning=none"]).conditioning == {}
 
 
+@pytest.mark.parametrize("choice", ["conditioning=none", "conditioning=[]"])
+def test_what_an_experiment_sets_for_a_method_that_is_not_chosen_is_left_out(choice: str) -> None:
+    assert compose("train", ["experiment=shapes_regions"]).conditioning.regions.place_width > 0
+    cfg = compose("train", ["experiment=shapes_regions", choice])
+    assert cfg.conditioning == {}
+    assert cfg.name == "shapes_regions"
+
+
+def test_the_same_goes_for_callbacks_and_loggers_and_for_them_alone(tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nname: mine\ncallback: {gates: {every: 7}}\nlogger: {csv: {file: a.csv}}\n")
+    whole = compose("train", ["experiment=mine"], config_dir=str(tmp_path))
+    assert (whole.callback.gates.every, whole.logger.csv.file) == (7, "a.csv")
+    cfg = compose("train", ["experiment=mine", "callback=[progress]", "logger=[]"], config_dir=str(tmp_path))
+    assert (list(cfg.callback), list(cfg.logger)) == (["progress"], [])
+
+
+def test_a_key_of_a_method_that_is_not_chosen_is_refused_when_it_is_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^conditioning\.regions\.place_width=5: regions is not chosen; add it to"):
+        compose("train", ["experiment=shapes_regions", "conditioning=none", "conditioning.regions.place_width=5"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
