@@ -112,7 +112,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("trainer: {max_stepz: 3}", "experiment/mine.yaml: trainer.max_stepz: no such key; did you mean"),
         ("trainer: {max_steps: abc}", "experiment/mine.yaml: trainer.max_steps: must be an integer"),
         ("data: {worker: 3}", "experiment/mine.yaml: data.worker: no such key; did you mean data.workers?"),
-        ("conditioning: {boxes: {slots: 3}}", "experiment/mine.yaml: conditioning.boxes: no such key"),
+        ("conditioning: {boxez: {slots: 3}}", "experiment/mine.yaml: conditioning.boxez: no such key"),
         (
             "defaults: [override /backbon: shapes]",
             "mine.yaml: override /backbon: no such group; did you mean backbone?",
