@@ -24,6 +24,7 @@ from datamodules.shards import ShardSet, has_shards
 from evaluation.generation import generate, read_folder
 from evaluation.manifest import Manifest
 from evaluation.report import PictureRow, choose, write_metrics, write_report
+from evaluation.wording import SCORED
 from loggers.metrics_csv import read_metrics
 from metrics.base import Metric, SceneMetric
 from runtime.build import build_module
@@ -151,9 +152,9 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
     if cfg.images is None:
         arms, about = generated_arms(cfg, run_cfg, scenes, out)
     else:
-        pictures = true if cfg.images == "real" else list(read_folder(cfg.images, scenes))
-        arms, about = {"with_scene": pictures}, {"step": None, "samples_seen": None, "weights_sha256": None}
-        about["checkpoint"] = f"images={cfg.images}"
+        is_real = cfg.images == "real"
+        arms = {"real" if is_real else "pictures": true if is_real else list(read_folder(cfg.images, scenes))}
+        about = {"step": None, "samples_seen": None, "weights_sha256": None, "checkpoint": f"images={cfg.images}"}
     arms |= {"ceiling": true, "floor": [*true[1:], true[0]]}
     values, rows = {}, {}
     for arm, pictures in arms.items():
@@ -185,14 +186,16 @@ def picture_rows(
     scenes: list[Scene], arms: Arms, scores: Mapping[str, list[dict[str, float | None]]]
 ) -> list[PictureRow]:
     """The scenes that the report shows: a fixed choice, the best and the worst."""
-    chosen = choose({scene.id: scores["with_scene"][place].get("layout_iou") for place, scene in enumerate(scenes)})
+    scored = next(arm for arm in SCORED if arm in arms)
+    chosen = choose({scene.id: scores[scored][place].get("layout_iou") for place, scene in enumerate(scenes)})
     wanted = {*chosen.fixed, *chosen.best, *chosen.worst}
     return [
         PictureRow(
             scene=scene,
-            true=Image.fromarray(arms["ceiling"][place]),
-            with_scene=Image.fromarray(arms["with_scene"][place]),
+            true=Image.fromarray(arms["ceiling"][place]) if scored != "real" else None,
+            picture=Image.fromarray(arms[scored][place]),
             without_scene=Image.fromarray(arms["without_scene"][place]) if "without_scene" in arms else None,
+            arm=scored,
             scores={arm: scores[arm][place] for arm in arms if arm != "floor"},
         )
         for place, scene in enumerate(scenes)
