@@ -220,16 +220,10 @@ class Evaluate:
     out: str | None = None  # folder of the report; null: inside the run
     checkpoint: str | None = None  # null: the newest of the run
     paths: Paths = field(default_factory=Paths)
-    seed: int | None = _as_run()
-    batch_size: int | None = _as_run()
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
-    data: Any = _as_run()
-    objective: Any = _as_run()
     sampler: Any = _as_run()
     trainer: Any = _as_run()
-    drops: Any = _as_run()
-    ema: Any = _as_run()
 
 
 @dataclass(kw_only=True)
@@ -274,6 +268,17 @@ class Prepare:
         if self.task != "convert" and self.shards is None:
             raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
 
+
+# Keys of a run that only its training reads, so that an evaluation could not act on them, and what it has instead.
+TRAINING_ALONE = {
+    "batch_size": "set the pictures at a time with protocol.batch_size=N",
+    "data": "name the held-out shards with protocol.shards=DIR",
+    "drops": "leave it out",
+    "ema": "leave it out: pictures are drawn from the averaged weights where the run has them",
+    "objective": "leave it out: the backbone says what is predicted, sampler.KEY=VALUE how pictures are drawn",
+    "optimizer": "leave it out",
+    "seed": "set that of the pictures with protocol.seed=N",
+}
 
 ROOTS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "prepare": Prepare, "sample": Sample}
 

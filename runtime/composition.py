@@ -25,7 +25,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.schema import DataCommon, register
+from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -157,6 +157,7 @@ class _Layers:
         """Reads the files that the overrides choose."""
         parsed = _parse(OverridesParser.create(), overrides)
         for override in parsed:
+            _refuse_training_alone(override, config_name)
             _refuse_no_option(override, loader)
         try:
             # As `loader.compute_defaults_list`, but each file is read once for the list and the reference.
@@ -233,6 +234,13 @@ def _parse(parser: OverridesParser, overrides: list[str]) -> list[Override]:
         reasons = [line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See http"))]
         advice = f"cannot be read ({reasons[0]})" if "=" in error.override and reasons else "not of the form key=value"
         raise ConfigError(f"{error.override}: {advice}") from error
+
+
+def _refuse_training_alone(override: Override, config_name: str) -> None:
+    """Refuses in an evaluation what only the run's training has read: it would change nothing."""
+    key = override.key_or_group.partition(".")[0]
+    if config_name == "evaluate" and key in TRAINING_ALONE:
+        raise ConfigError(f"{override.input_line}: the run owns it and only training reads it; {TRAINING_ALONE[key]}")
 
 
 def _refuse_no_option(override: Override, loader: ConfigLoaderImpl) -> None:

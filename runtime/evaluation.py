@@ -137,7 +137,7 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
                 asked,
                 manifest,
                 seed=cfg.protocol.seed,
-                batch_size=cfg.batch_size or cfg.protocol.batch_size,
+                batch_size=cfg.protocol.batch_size,
                 progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
             )
         pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]

@@ -107,6 +107,29 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
 
 
 @pytest.mark.parametrize(
+    ("override", "way_out"),
+    [
+        ("data=shapes", "protocol.shards=DIR"),
+        ("data.shards=DIR", "protocol.shards=DIR"),
+        ("++data.workers=1", "protocol.shards=DIR"),
+        ("objective=v", "leave it out"),
+        ("optimizer=adamw", "leave it out"),
+        ("drops.keep=1", "leave it out"),
+        ("ema.enabled=false", "averaged weights"),
+        ("seed=3", "protocol.seed=N"),
+        ("batch_size=4", "protocol.batch_size=N"),
+    ],
+)
+def test_what_only_training_reads_is_refused_in_an_evaluation(override: str, way_out: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(override)}: the run owns it and only training reads it; "
+    ) as caught:
+        compose("evaluate", ["run=r", override])
+    assert way_out in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("trainer: {max_stepz: 3}", "experiment/mine.yaml: trainer.max_stepz: no such key; did you mean"),
