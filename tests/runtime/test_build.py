@@ -6,6 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import COMPONENTS
 from runtime.composition import CONF, compose
 
@@ -23,6 +24,16 @@ def test_the_root_objective_is_the_own_prediction_of_every_backbone(backbone, co
 def test_the_objective_of_an_experiment_fits_its_backbone(experiment):
     cfg = compose("train", [f"experiment={experiment}"])
     instantiate(cfg.objective, scheduler_config=scheduler_of(cfg.backbone))
+
+
+def test_a_run_shorter_than_the_logging_interval_logs_its_last_step_without_a_warning(short, fit, tmp_path):
+    # a warning of Lightning's would be an error here
+    fit(
+        short(
+            tmp_path, "trainer.max_steps=3", "trainer.log_every=10", "callback=[]", "logger=[csv]", without=["callback"]
+        )
+    )
+    assert [step for step, name, _ in read_metrics(tmp_path / "metrics.csv") if name == "train/loss"] == [2]
 
 
 def scheduler_of(node):
