@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from loggers.metrics_csv import MetricsCsv
+from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.run_directory import Attempt, RunDirectory
 
@@ -42,7 +42,7 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
     trainer = build_trainer(cfg)
     for logger in trainer.loggers:
-        if isinstance(logger, MetricsCsv):
+        if isinstance(logger, MetricsCsv | TensorBoard):
             logger.rewind(attempt.step)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
