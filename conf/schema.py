@@ -229,16 +229,10 @@ class Evaluate:
     out: str | None = None  # folder of the report; null: inside the run
     checkpoint: str | None = None  # null: the newest of the run
     paths: Paths = field(default_factory=Paths)
-    seed: int | None = _as_run()
-    batch_size: int | None = _as_run()
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
-    data: Any = _as_run()
-    objective: Any = _as_run()
     sampler: Any = _as_run()
     trainer: Any = _as_run()
-    drops: Any = _as_run()
-    ema: Any = _as_run()
 
 
 @dataclass(kw_only=True)
@@ -291,7 +285,9 @@ class Convert:
     """Root of `convert.py`."""
 
     run: str | None = None  # a run, or
-    weights: str | None = None  # weights of the method that conditioning=NAME names: a file, a folder, a name on the hub
+    weights: str | None = (
+        None  # weights of the method that conditioning=NAME names: a file, a folder, a name on the hub
+    )
     out: str = MISSING
     form: str = "adapter"  # adapter: a file of the adapter alone; the others are the method's
     average: bool = True  # of a run: the averaged weights; false: those of its last step
@@ -309,13 +305,17 @@ class Convert:
         if self.weights is not None:
             self._check_weights()
         if self.form == "adapter" and not self.out.endswith(".safetensors"):
-            raise ValueError(f"out={self.out}: form=adapter makes a safetensors file; name it with out=FILE.safetensors")
+            raise ValueError(
+                f"out={self.out}: form=adapter makes a safetensors file; name it with out=FILE.safetensors"
+            )
 
     def _check_weights(self) -> None:
         """What weights without a run need, and what only a run has."""
         for group, example in (("conditioning", "boxes"), ("backbone", "sd14")):
             if getattr(self, group) is None:
-                raise ValueError(f"{group}: weights={self.weights} of which {group}? Name it, such as {group}={example}")
+                raise ValueError(
+                    f"{group}: weights={self.weights} of which {group}? Name it, such as {group}={example}"
+                )
         for setting, value, usual in (
             ("average", self.average, True),
             ("adapter", self.adapter, None),
@@ -324,6 +324,17 @@ class Convert:
             if value != usual:
                 raise ValueError(f"{setting}={value}: only a run has that; leave it out, or name a run with run=DIR")
 
+
+# Keys of a run that only its training reads, so that an evaluation could not act on them, and what it has instead.
+TRAINING_ALONE = {
+    "batch_size": "set the pictures at a time with protocol.batch_size=N",
+    "data": "name the held-out shards with protocol.shards=DIR",
+    "drops": "leave it out",
+    "ema": "leave it out: pictures are drawn from the averaged weights where the run has them",
+    "objective": "leave it out: the backbone says what is predicted, sampler.KEY=VALUE how pictures are drawn",
+    "optimizer": "leave it out",
+    "seed": "set that of the pictures with protocol.seed=N",
+}
 
 ROOTS: dict[str, type] = {
     "train": Train,

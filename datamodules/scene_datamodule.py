@@ -49,7 +49,8 @@ class SceneDataModule(pl.LightningDataModule):
         flip: Whether half of the training samples are mirrored; latents cannot be.
         min_area: Objects whose box covers less than this share of the cropped picture go.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
-        make: Called as `make(out=shards)` when there are no shards in the folder, once on each node.
+        make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
+            with an `out` of its own, it makes that folder alone: shards in another one are taken as they are.
         validation_shards: Folder of the held-out shards; without it nothing is validated.
         validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
             not given.
@@ -96,8 +97,8 @@ class SceneDataModule(pl.LightningDataModule):
             resolution=resolution, flip=flip, seed=seed, min_area=min_area, caption=caption
         )
         self._validation_transform = SceneTransform(resolution=resolution, min_area=min_area)
-        self._make = make
-        self._make_validation = make_validation
+        self._make = _own(self.shards, make)
+        self._make_validation = _own(self.validation_shards, make_validation)
 
     def prepare_data(self) -> None:
         """Make the shards that are not there, if it was said how."""
@@ -123,7 +124,7 @@ class SceneDataModule(pl.LightningDataModule):
     @functools.cached_property
     def training_set(self) -> ShardSet:
         """The training samples."""
-        _refuse_other_source(self.shards, self._make)
+        _refuse_other_source(self.shards, self._make, setting="make")
         return _opened(self.shards, self._transform)
 
     @functools.cached_property
@@ -131,7 +132,7 @@ class SceneDataModule(pl.LightningDataModule):
         """The held-out samples."""
         if self.validation_shards is None:
             raise ValueError("validation_shards=null: give a folder of held-out shards to validate on")
-        _refuse_other_source(self.validation_shards, self._make_validation)
+        _refuse_other_source(self.validation_shards, self._make_validation, setting="make_validation")
         return _opened(self.validation_shards, self._validation_transform)
 
     def held_out(self, count: int) -> Batch:
@@ -261,6 +262,13 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
     return stored
 
 
+def _own(path: Path | None, make: Make | None) -> Make | None:
+    """`make`, unless it says that it makes another folder than this."""
+    out = getattr(make, "keywords", {}).get("out")
+    is_named_by_the_caller = out is not None and path is not None and Path(out).resolve() != path.resolve()
+    return None if is_named_by_the_caller else make
+
+
 def _make_once(path: Path, make: Make) -> None:
     try:
         make(out=path)
@@ -270,12 +278,13 @@ def _make_once(path: Path, make: Make) -> None:
             raise
 
 
-def _refuse_other_source(path: Path, make: Make | None) -> None:
+def _refuse_other_source(path: Path, make: Make | None, *, setting: str) -> None:
     """Refuse shards that `make` would make of another source, as far as it tells its source.
 
     Args:
         path: Folder of the shards.
         make: What made them, or would have.
+        setting: Its key under `data`, for the message.
 
     Raises:
         ShardError: Name or arguments differ.
@@ -290,5 +299,6 @@ def _refuse_other_source(path: Path, make: Make | None) -> None:
     changed = [f"{name}={old.get(name)} (now {new[name]})" for name in new if old.get(name) != new[name]]
     raise ShardError(
         f"shards={path}: the source has changed since they were made, {', '.join(changed)}; "
-        "remove the folder to make them again, or name another"
+        "remove the folder to make them again, make them elsewhere with paths.data=DIR, "
+        f"or take them as they are with data.{setting}=null"
     )

@@ -19,7 +19,7 @@ SMOOTHED_FROM = 80
 ROUGH = 4.0  # a curve whose ups and downs add to this many times its range is read better smoothed
 DOTTED_TO = 60
 LOG_FROM = 20.0  # ratio of the largest to the smallest loss from which a linear axis hides the end of training
-LANES = {"with_scene": 15, "without_scene": 33}
+LANES = {"with_scene": 15, "real": 15, "pictures": 15, "without_scene": 33}
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:

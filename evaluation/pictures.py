@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.wording import ARMS, PRIMARY, lower_is_better, number, title
+from evaluation.wording import ARMS, PRIMARY, SCORED, lower_is_better, number, title
 from scenes.draw import draw_boxes, draw_graph
 from scenes.scene import Scene
 
 SMALL = 128  # px: pictures up to this size are kept exactly and shown with hard pixels
 SHOWN = 256  # px: longer side of a photograph in the report
-BOXES = {"none": "off", "scene": "with the scene", "all": "all"}  # on which pictures boxes may be laid
+BOXES = ("none", "scene", "all")  # on which pictures boxes may be laid
 GRAPH = (256, 256)  # (width, height) px
 
 Score = float | None
@@ -32,28 +32,30 @@ class PictureRow:
 
     Attributes:
         scene: What the pictures are to show.
-        true: The picture that the scene describes, where there is one.
-        with_scene: The picture made with the scene.
+        true: The picture that the scene describes, where there is one beside `picture`.
+        picture: The picture that is scored.
         without_scene: The picture made from the caption alone.
-        scores: The scene's own scores: `{metric: value}` of the picture made with the scene, or
+        arm: What the scored picture is: made with the scene, real, or given.
+        scores: The scene's own scores: `{metric: value}` of the scored picture, or
             `{arm: {metric: value}}` (the true picture's arm is "ceiling"). None is "no value".
     """
 
     scene: Scene
     true: Image.Image | None
-    with_scene: Image.Image
-    without_scene: Image.Image
+    picture: Image.Image
+    without_scene: Image.Image | None
+    arm: str = "with_scene"
     scores: Mapping[str, Any] = field(default_factory=dict)
 
-    def score(self, metric: str, *, arm: str = "with_scene") -> Score:
-        """A score of the scene, if it is known."""
-        return self.of_arm(arm).get(metric)
+    def score(self, metric: str, *, arm: str | None = None) -> Score:
+        """A score of the scene in an arm, by default the scored one, if it is known."""
+        return self.of_arm(arm or self.arm).get(metric)
 
     def of_arm(self, arm: str) -> Mapping[str, Score]:
         """All scores of one picture."""
         if any(name in ARMS for name in self.scores):
             return self.scores.get(arm, {})
-        return self.scores if arm == "with_scene" else {}
+        return self.scores if arm == self.arm else {}
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,11 @@ def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed:
     choice = choose(known, fixed=fixed, extremes=extremes)
     unscored = sum(score is None for score in known.values())
     note = f"{unscored} of {len(rows)} have no {title(metric)} and are not ranked." if unscored else ""
+    arm = rows[0].arm
     groups = {
         "fixed": ("Fixed set", "Drawn by lot: the same scenes whatever they score.", choice.fixed),
-        "best": ("Best", f"By {title(metric)} with the scene, best first. {note}", choice.best),
-        "worst": ("Worst", f"By {title(metric)} with the scene, worst first. {note}", choice.worst),
+        "best": ("Best", f"By {title(metric)} {SCORED[arm]}, best first. {note}", choice.best),
+        "worst": ("Worst", f"By {title(metric)} {SCORED[arm]}, worst first. {note}", choice.worst),
     }
     cards = {name: _card(by_id[name], metric) for name in {*choice.fixed, *choice.best, *choice.worst}}
     links = "".join(f'<a href="#{key}">{group[0]}</a>' for key, group in groups.items() if group[2])
@@ -129,7 +132,8 @@ def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed:
     switches = "".join(
         f'<input type="radio" name="boxes" id="boxes-{key}"{" checked" if key == "scene" else ""}>' for key in BOXES
     )
-    labels = "".join(f'<label for="boxes-{key}">{said}</label>' for key, said in BOXES.items())
+    said = dict(zip(BOXES, ("off", ARMS[arm], "all"), strict=True))
+    labels = "".join(f'<label for="boxes-{key}">{said[key]}</label>' for key in BOXES)
     return (
         f'<section id="pictures">{switches}<div class="heading">'
         f'<h2>Pictures</h2><nav>{links}</nav><div class="switch">boxes {labels}</div></div>{shown}</section>'
@@ -175,7 +179,7 @@ def _card(row: PictureRow, metric: str) -> str:
     graph = draw_graph(row.scene, size=GRAPH).quantize(64)  # flat colours: fewer bytes
     pictures = {
         "ceiling": ("true", row.true),
-        "with_scene": (ARMS["with_scene"], row.with_scene),
+        row.arm: (ARMS[row.arm], row.picture),
         "without_scene": (ARMS["without_scene"], row.without_scene),
     }
     figures = "".join(
@@ -185,15 +189,15 @@ def _card(row: PictureRow, metric: str) -> str:
     )
     scores = "".join(
         f"<span>{escape(title(name))} <b>{number(score, digits=2)}</b></span>"
-        for name, score in row.of_arm("with_scene").items()
+        for name, score in row.of_arm(row.arm).items()
     )
-    boxes = data_uri(overlay(row.scene, size=_shown(row.with_scene).size))
+    boxes = data_uri(overlay(row.scene, size=_shown(row.picture).size))
     return (
         f'<article class="scene card" style="--boxes:url({boxes})">'
         f"<header><p>{caption}</p><code>{escape(row.scene.id)}</code></header>"
-        f'<div class="pictures"><figure class="graph"><img alt="scene graph" src="{data_uri(graph)}">'
+        f'<div class="sheet"><figure class="graph"><img alt="scene graph" src="{data_uri(graph)}">'
         f"<figcaption>scene graph</figcaption></figure>{figures}</div>"
-        f"{f'<footer><span>with the scene:</span>{scores}</footer>' if scores else ''}</article>"
+        f"{f'<footer><span>{ARMS[row.arm]}:</span>{scores}</footer>' if scores else ''}</article>"
     )
 
 

@@ -131,6 +131,8 @@ def _command(kept: dict[str, Any]) -> str:
         return str(kept["command"])
     name = kept["protocol"].get("name")
     chosen = [f"protocol={name}"] if name else []
+    if images := kept["protocol"].get("images"):
+        chosen.append(f"images={images}")
     return shlex.join(["python", "evaluate.py", f"run={kept['run']}", *chosen])
 
 

@@ -1,7 +1,7 @@
 """What metrics and arms are called on a page, and how numbers and the verdict are put.
 
-An arm is one way of having pictures to score: made with the scene, made without it, and the two that frame
-them (ceiling and floor). Only words live here, no HTML.
+An arm is one way of having pictures to score: made with the scene, made without it, given ready made (the scenes' own
+real pictures, or those of a folder), and the two that frame them (ceiling and floor). Only words live here, no HTML.
 """
 
 import math
@@ -11,9 +11,13 @@ from typing import Any
 ARMS = {
     "with_scene": "with the scene",
     "without_scene": "without",
+    "real": "real pictures",
+    "pictures": "given pictures",
     "ceiling": "ceiling",
     "floor": "floor",
 }
+SCORED = {"with_scene": "with the scene", "real": "of the real pictures", "pictures": "of the given pictures"}
+"""The arms of which an evaluation has one, the one that it is about, as said after a number."""
 PRIMARY = "layout_iou"
 ACRONYMS = {"ap", "ap50", "ap75", "ar", "clip", "cmmd", "fid", "iou", "kid", "lpips", "psnr", "ssim", "yolo"}
 LOWER_IS_BETTER = {"cmmd", "fid", "kid", "loss", "lpips"}
@@ -95,7 +99,8 @@ def verdict(values: Values) -> str:
     means = _means(values, name)
     if name is None or not means:
         return "No metric gave a value."
-    made = [f"{two_digits(means[arm])} {ARMS[arm]}" for arm in ("with_scene", "without_scene") if arm in means]
+    said = {"with_scene": SCORED["with_scene"], "without_scene": ARMS["without_scene"], **SCORED}
+    made = [f"{two_digits(means[arm])} {words}" for arm, words in said.items() if arm in means]
     frame = [f"{ARMS[arm]} {two_digits(means[arm])}" for arm in ("ceiling", "floor") if arm in means]
     return f"{title(name)} {'; '.join(', '.join(part) for part in (made, frame) if part)}"
 
@@ -105,8 +110,9 @@ def reading(values: Values) -> str:
     name = primary_metric(values)
     means = _means(values, name)
     said = []
-    if {"with_scene", "ceiling", "floor"} <= means.keys() and means["ceiling"] != means["floor"]:
-        share = (means["with_scene"] - means["floor"]) / (means["ceiling"] - means["floor"])
+    scored = next((arm for arm in ("with_scene", "pictures") if arm in means), None)
+    if scored and {"ceiling", "floor"} <= means.keys() and means["ceiling"] != means["floor"]:
+        share = (means[scored] - means["floor"]) / (means["ceiling"] - means["floor"])
         said.append(f"That is {100 * share:.0f} % of the way from floor to ceiling.")
     if {"with_scene", "without_scene"} <= means.keys() and _overlap(values, name):
         said.append("The intervals with and without the scene overlap: it makes no difference that shows.")

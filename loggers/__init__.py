@@ -1,5 +1,7 @@
-"""Where figures go beside TensorBoard and W&B: a plain file in the run directory."""
+"""Where figures go: a plain file in the run directory, TensorBoard, Weights & Biases; each goes on in a resumed run."""
 
 from loggers.metrics_csv import MetricsCsv
+from loggers.tensorboard import TensorBoard
+from loggers.weights_and_biases import WeightsAndBiases
 
-__all__ = ["MetricsCsv"]
+__all__ = ["MetricsCsv", "TensorBoard", "WeightsAndBiases"]

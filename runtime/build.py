@@ -137,7 +137,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
         accumulate_grad_batches=node.accumulate,
         gradient_clip_val=node.gradient_clip,
         deterministic=node.deterministic,
-        log_every_n_steps=node.log_every,
+        log_every_n_steps=min(node.log_every, node.max_steps),  # a run of few steps logs its last
         val_check_interval=node.validate_every * node.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

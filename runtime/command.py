@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from conf.schema import ROOTS, as_run_keys
-from runtime.composition import CONF, check_values, compose, compose_sweep
+from runtime.composition import CONF, check_values, compose, compose_sweep, leave_out, unchosen
 
 TRACEBACK = "SCENOGRAPH_TRACEBACK"  # set to 1: a refusal shows its traceback too
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -109,6 +109,8 @@ def _as_job(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     @functools.wraps(run)  # Hydra names the job after the function's file
     def job(cfg: DictConfig) -> None:
         try:
+            for line in leave_out(cfg, unchosen(cfg)):
+                print(line)
             check_values(cfg)  # in a sweep the check before the first job has not seen every combination
             run(cfg)
         except Exception as error:

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.schema import DataCommon, register
+from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -56,6 +56,10 @@ def compose(
             cfg = hydra.compose(config_name, list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(layers.explain(error)) from error
+        known = [(group, name) for group, name in unchosen(cfg) if name in loader.get_group_options(group)]
+        for group, name in known:
+            layers.refuse_typed(group, name)
+        leave_out(cfg, known)  # of another name there is no such option, which check_keys says
         check_keys(cfg, layers.reference, where=layers.source)
     if complete:
         check_values(cfg)
@@ -81,6 +85,43 @@ def compose_sweep(config_name: str, overrides: Sequence[str], *, config_dir: str
     jobs += [[*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]]
     for job in jobs:
         compose(config_name, job, config_dir=config_dir)
+
+
+def unchosen(cfg: DictConfig) -> list[tuple[str, str]]:
+    """Options of list groups for which something is set though they were not chosen.
+
+    An experiment sets keys of its own methods, callbacks and loggers; where the command line chooses others, these
+    keys stay behind as a node without `_target_`, which the option's file would have given.
+
+    Args:
+        cfg: A composed configuration with a typed root.
+
+    Returns:
+        (group, option), such as ("conditioning", "regions").
+    """
+    root = OmegaConf.get_type(cfg)
+    groups = [entry.name for entry in fields(root) if entry.default_factory is dict] if is_dataclass(root) else []
+    nodes = [(group, str(name), node) for group in groups for name, node in cfg[group].items()]
+    return [(group, name) for group, name, node in nodes if isinstance(node, DictConfig) and "_target_" not in node]
+
+
+def leave_out(cfg: DictConfig, options: Sequence[tuple[str, str]]) -> list[str]:
+    """Removes what is set for options of list groups.
+
+    Args:
+        cfg: A composed configuration, changed in place.
+        options: (group, option), as `unchosen` gives them.
+
+    Returns:
+        One line for each option, to say so.
+    """
+    said = []
+    for group, name in options:
+        chosen = ", ".join(str(other) for other in cfg[group] if (group, other) not in options)
+        said.append(f"{group}=[{chosen}]: what the experiment sets for {group}.{name} is left out")
+        with open_dict(cfg[group]):
+            del cfg[group][name]
+    return said
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -116,6 +157,7 @@ class _Layers:
         """Reads the files that the overrides choose."""
         parsed = _parse(OverridesParser.create(), overrides)
         for override in parsed:
+            _refuse_training_alone(override, config_name)
             _refuse_no_option(override, loader)
         try:
             # As `loader.compute_defaults_list`, but each file is read once for the list and the reference.
@@ -144,6 +186,14 @@ class _Layers:
             if contains(content, path):
                 return f"{file}: {path}"
         return path
+
+    def refuse_typed(self, group: str, name: str) -> None:
+        """Refuses an override of an option's key where the option was not chosen."""
+        for override in self.overrides:
+            if override.key_or_group.startswith(f"{group}.{name}."):
+                raise ConfigError(
+                    f"{override.input_line}: {name} is not chosen; add it to {group}=[...] or leave this out"
+                )
 
     def explain(self, error: Exception) -> str:
         """One line for what Hydra could not compose."""
@@ -184,6 +234,13 @@ def _parse(parser: OverridesParser, overrides: list[str]) -> list[Override]:
         reasons = [line for line in error.message.splitlines() if not line.startswith(("Error parsing", "See http"))]
         advice = f"cannot be read ({reasons[0]})" if "=" in error.override and reasons else "not of the form key=value"
         raise ConfigError(f"{error.override}: {advice}") from error
+
+
+def _refuse_training_alone(override: Override, config_name: str) -> None:
+    """Refuses in an evaluation what only the run's training has read: it would change nothing."""
+    key = override.key_or_group.partition(".")[0]
+    if config_name == "evaluate" and key in TRAINING_ALONE:
+        raise ConfigError(f"{override.input_line}: the run owns it and only training reads it; {TRAINING_ALONE[key]}")
 
 
 def _refuse_no_option(override: Override, loader: ConfigLoaderImpl) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from models.sampling import to_uint8
+from runtime.device import device_of, placed
 from runtime.evaluation import load_module
 from scenes import SceneBatch, load_scene
 from scenes.draw import draw_boxes, draw_graph, grid
@@ -25,11 +26,12 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
         SceneError: the scene file is not a scene; the field is named.
     """
     scene = load_scene(cfg.scene)
+    device_of(run_cfg.trainer)  # refuses before the weights are read
     module, _ = load_module(run_cfg, None)
     titles = ["scene graph", "with boxes", "picture", "without the scene"]
     rows = []
     for seed in cfg.seeds:
-        with module.averaged(), torch.no_grad():
+        with placed(module, run_cfg.trainer), module.averaged(), torch.no_grad():
             pair = SceneBatch([scene, scene.without_layout()], device=module.device)
             with_scene, without = (Image.fromarray(image) for image in to_uint8(module.sample(pair, seed=seed)))
         drawn = draw_boxes(with_scene, scene)

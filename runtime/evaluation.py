@@ -24,9 +24,11 @@ from datamodules.shards import ShardSet, has_shards
 from evaluation.generation import generate, read_folder
 from evaluation.manifest import Manifest
 from evaluation.report import PictureRow, choose, write_metrics, write_report
+from evaluation.wording import SCORED
 from loggers.metrics_csv import read_metrics
 from metrics.base import Metric, SceneMetric
 from runtime.build import build_module
+from runtime.device import MIXED, device_of, placed
 from runtime.run_directory import RunDirectory, RunError
 from scenes import Scene
 
@@ -106,12 +108,14 @@ def score(metrics: Mapping[str, Metric], pictures: Iterable[np.ndarray], scenes:
 
 def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], out: Path) -> tuple[Arms, dict[str, Any]]:
     """Pictures with the scene and without it, and what the report says of the weights."""
+    device = device_of(run_cfg.trainer)
     module, checkpoint = load_module(run_cfg, cfg.checkpoint)
     about = {
         "step": module.loaded_step,
         "samples_seen": module.loaded_step * run_cfg.batch_size,
         "weights_sha256": weights_hash(module),
         "checkpoint": checkpoint.name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     arms = {"with_scene": scenes}
     if module.conditioning.adapters:
@@ -124,8 +128,13 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
             "seed": cfg.protocol.seed,
             "arm": arm,
         }
+        if run_cfg.trainer.precision in MIXED:
+            settings["precision"] = run_cfg.trainer.precision
         manifest = Manifest(out / arm, settings)
-        with tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar:
+        with (
+            placed(module, run_cfg.trainer),
+            tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar,
+        ):
             done = len(asked) - len(manifest.missing([scene.id for scene in asked]))
             bar.update(done)
             generate(
@@ -133,7 +142,7 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
                 asked,
                 manifest,
                 seed=cfg.protocol.seed,
-                batch_size=cfg.batch_size or cfg.protocol.batch_size,
+                batch_size=cfg.protocol.batch_size,
                 progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
             )
         pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
@@ -148,9 +157,9 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
     if cfg.images is None:
         arms, about = generated_arms(cfg, run_cfg, scenes, out)
     else:
-        pictures = true if cfg.images == "real" else list(read_folder(cfg.images, scenes))
-        arms, about = {"with_scene": pictures}, {"step": None, "samples_seen": None, "weights_sha256": None}
-        about["checkpoint"] = f"images={cfg.images}"
+        is_real = cfg.images == "real"
+        arms = {"real" if is_real else "pictures": true if is_real else list(read_folder(cfg.images, scenes))}
+        about = {"step": None, "samples_seen": None, "weights_sha256": None, "checkpoint": f"images={cfg.images}"}
     arms |= {"ceiling": true, "floor": [*true[1:], true[0]]}
     values, rows = {}, {}
     for arm, pictures in arms.items():
@@ -182,14 +191,16 @@ def picture_rows(
     scenes: list[Scene], arms: Arms, scores: Mapping[str, list[dict[str, float | None]]]
 ) -> list[PictureRow]:
     """The scenes that the report shows: a fixed choice, the best and the worst."""
-    chosen = choose({scene.id: scores["with_scene"][place].get("layout_iou") for place, scene in enumerate(scenes)})
+    scored = next(arm for arm in SCORED if arm in arms)
+    chosen = choose({scene.id: scores[scored][place].get("layout_iou") for place, scene in enumerate(scenes)})
     wanted = {*chosen.fixed, *chosen.best, *chosen.worst}
     return [
         PictureRow(
             scene=scene,
-            true=Image.fromarray(arms["ceiling"][place]),
-            with_scene=Image.fromarray(arms["with_scene"][place]),
+            true=Image.fromarray(arms["ceiling"][place]) if scored != "real" else None,
+            picture=Image.fromarray(arms[scored][place]),
             without_scene=Image.fromarray(arms["without_scene"][place]) if "without_scene" in arms else None,
+            arm=scored,
             scores={arm: scores[arm][place] for arm in arms if arm != "floor"},
         )
         for place, scene in enumerate(scenes)
@@ -207,6 +218,7 @@ def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         "steps": run_cfg.sampler.steps if cfg.images is None else None,
         "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
         "grounding_fraction": run_cfg.sampler.grounding_fraction if cfg.images is None else None,
+        "precision": run_cfg.trainer.precision if cfg.images is None else None,
         "seeds": [cfg.protocol.seed],
         "filters": [],
         "images": cfg.images,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from callbacks.start import StartFrom
-from loggers.metrics_csv import MetricsCsv
+from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.run_directory import Attempt, RunDirectory, RunError
 
@@ -50,7 +50,7 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     if attempt.checkpoint is None and cfg.start_from is not None:
         trainer.callbacks.insert(0, StartFrom(checkpoint_of(cfg.start_from), optimizer=cfg.start_optimizer))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
-        if isinstance(logger, MetricsCsv):
+        if isinstance(logger, MetricsCsv | TensorBoard):
             logger.rewind(attempt.step)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:

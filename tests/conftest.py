@@ -20,7 +20,6 @@ TINY_SHAPES = (
     "backbone.text_config.intermediate_size=64",
 )
 SHORT = (
-    "objective=diffusion",
     "batch_size=8",
     "conditioning.regions.width=24",
     "conditioning.regions.hidden=32",

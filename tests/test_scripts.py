@@ -133,7 +133,8 @@ def test_real_pictures_are_the_upper_bound(trained, data, tmp_path):
         f"out={tmp_path}",
     )
     values = json.loads((tmp_path / "metrics.json").read_text())["values"]
-    assert values["with_scene"] == values["ceiling"]
+    assert set(values) == {"real", "ceiling", "floor"}
+    assert values["real"] == values["ceiling"]
     assert values["ceiling"]["layout_iou"]["mean"] > 0.95
 
 

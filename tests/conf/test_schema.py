@@ -6,6 +6,7 @@ import pytest
 
 from conf.schema import (
     ROOTS,
+    TRAINING_ALONE,
     DataCommon,
     Drops,
     Ema,
@@ -59,7 +60,9 @@ def test_no_gradient_clipping_is_a_choice() -> None:
 
 
 def test_the_keys_that_a_run_owns() -> None:
-    assert {"seed", "backbone", "conditioning", "data", "sampler"} <= set(as_run_keys(Evaluate))
+    assert {"backbone", "conditioning", "sampler", "trainer"} <= set(as_run_keys(Evaluate))
+    assert not set(TRAINING_ALONE) & set(Evaluate.__dataclass_fields__)
+    assert set(TRAINING_ALONE) <= set(Train.__dataclass_fields__)
     assert "run" not in as_run_keys(Evaluate)
     assert as_run_keys(Train) == as_run_keys(dict) == as_run_keys(None) == ()
     for root in ROOTS.values():

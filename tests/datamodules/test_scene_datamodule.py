@@ -498,6 +498,29 @@ def test_shards_of_another_source_are_refused(tmp_path):
     with pytest.raises(ShardError, match=r"changed since they were made, count=20 \(now 21\);") as caught:
         train(tmp_path, data_of(made, make=make), max_steps=1)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("or take them as they are with data.make=null")
+    assert train(tmp_path, data_of(made), max_steps=1).trainer_step == 1
+
+
+def test_shards_in_a_folder_that_make_does_not_name_are_taken_as_they_are(tmp_path, shards):
+    make = functools.partial(write_shards, source=Squares(12), out=str(tmp_path / "own"), shard_size=5)
+    held_out = {"validation_shards": str(tmp_path / "held"), "make_validation": make}
+    data = data_of(shards, make=make)
+    data.prepare_data()
+    assert (len(data.training_set), has_shards(tmp_path / "own")) == (29, False)
+    for path in (tmp_path / "own", tmp_path / "x" / ".." / "own"):  # made, then found under another spelling
+        data = data_of(str(path), make=make)
+        data.prepare_data()
+        assert len(data.training_set) == 12
+    other = functools.partial(make, source=Squares(13))
+    with pytest.raises(ShardError, match="changed since they were made"):
+        train(tmp_path, data_of(str(tmp_path / "own"), make=other), max_steps=1)
+    # a folder of the caller's that is not there is never made in passing
+    data = data_of(shards, **held_out)
+    data.prepare_data()
+    assert not (tmp_path / "held").exists()
+    with pytest.raises(ShardError, match=r"held: no such folder; .* prepare\.py"):
+        _ = data.validation_set
 
 
 def test_missing_shards_are_refused_before_training(tmp_path, shards):

@@ -81,7 +81,7 @@ def test_small_pictures_keep_every_pixel_and_photographs_are_jpeg():
 
 
 def test_scores_of_a_row_are_flat_or_by_arm():
-    pictures = {"true": None, "with_scene": noise(8, 8), "without_scene": noise(8, 8, 1)}
+    pictures = {"true": None, "picture": noise(8, 8), "without_scene": noise(8, 8, 1)}
     flat = PictureRow(scene=SCENE, scores={"layout_iou": 0.5}, **pictures)
     by_arm = PictureRow(
         scene=SCENE,

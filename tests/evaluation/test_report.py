@@ -1,13 +1,14 @@
 """The files an evaluation leaves: whole, stable, self-contained, and with everything escaped."""
 
+import dataclasses
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ HOSTILE = """"><script>alert(1)</script><img src=x onerror='a'>&amp;{name} https
 EMPTY_TAGS = {"meta", "img", "input"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Value:
     mean: float
     low: float
@@ -69,7 +70,7 @@ def row(name, *, score=0.5, caption="a red circle", size=(32, 32), true=True, ph
     relations = (Relation(subject=0, predicate="left of", object=1),)
     scene = Scene(id=name, caption=caption, objects=objects, relations=relations)
     scores = {"layout_iou": score, "colour": 1.0}
-    return PictureRow(scene=scene, true=first if true else None, with_scene=second, without_scene=third, scores=scores)
+    return PictureRow(scene=scene, true=first if true else None, picture=second, without_scene=third, scores=scores)
 
 
 class Page(HTMLParser):
@@ -179,6 +180,28 @@ def test_report_says_what_was_measured(tmp_path):
     best, worst = (re.search(rf'id="{key}".*?</section>', text, re.S).group() for key in ("best", "worst"))
     assert re.findall(r"<code>(scene-\d)</code>", best) == ["scene-7", "scene-6", "scene-5", "scene-4"]
     assert re.findall(r"<code>(scene-\d)</code>", worst) == ["scene-0", "scene-1", "scene-2", "scene-3"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "images", "label", "of"),
+    [
+        ("real", "real", "real pictures", "of the real pictures"),
+        ("pictures", "a b", "given pictures", "of the given pictures"),
+    ],
+)
+def test_pictures_that_no_scene_made_are_not_said_to_be(tmp_path, arm, images, label, of):
+    values = {arm: {"layout_iou": Value(0.9, 0.8, 1.0, 20)}, "ceiling": {"layout_iou": Value(1.0, 1.0, 1.0, 20)}}
+    rows = [dataclasses.replace(row(name), arm=arm, without_scene=None) for name in "abcd"]
+    kept = metrics(values=values, protocol={"name": "shapes", "images": images})
+    page = Page(report(tmp_path, kept, pictures=rows))
+    said = page.said()
+    assert f"Layout IoU 0.90 {of}; ceiling 1.00" in said
+    assert f"By Layout IoU {of}, best first." in said
+    assert said.count(label) > 2 * len(rows)
+    assert "with the scene" not in said
+    assert shlex.join([f"images={images}"]) in said
+    assert page.tags["figure"] == 3 * 2 * len(rows)
+    assert len([kind for tag, _, kind in page.attributes if (tag, kind) == ("figure", arm)]) == 2 * len(rows)
 
 
 def test_a_given_command_is_shown(tmp_path):

@@ -34,6 +34,8 @@ def test_verdict_in_one_line():
         (arms(with_scene=0.5), "Layout IoU 0.50 with the scene"),
         (arms(with_scene=0.5, floor=0.1), "Layout IoU 0.50 with the scene; floor 0.10"),
         (arms(ceiling=0.9), "Layout IoU ceiling 0.90"),
+        (arms(real=0.99, ceiling=0.99, floor=0.1), "Layout IoU 0.99 of the real pictures; ceiling 0.99, floor 0.10"),
+        (arms(pictures=0.7, floor=0.1), "Layout IoU 0.70 of the given pictures; floor 0.10"),
         ({"with_scene": {"fid": value(21.04)}}, "FID 21.04 with the scene"),
         ({"with_scene": {"layout_iou": value(None)}}, "No metric gave a value."),
         ({"with_scene": {}}, "No metric gave a value."),
@@ -53,6 +55,7 @@ def test_layout_comes_first():
 def test_reading_places_the_result_between_floor_and_ceiling():
     values = arms(with_scene=0.8, without_scene=0.2, ceiling=1.0, floor=0.0)
     assert reading(values) == "That is 80 % of the way from floor to ceiling."
+    assert reading(arms(pictures=0.3, ceiling=1.0, floor=0.2)) == "That is 12 % of the way from floor to ceiling."
 
 
 def test_reading_warns_where_the_scene_makes_no_difference():

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.batch import collate
 from datamodules.loaders import PositionDataset
@@ -28,6 +29,13 @@ def stored(cfg, step=4):
 def logged(cfg, name):
     rows = read_metrics(RunDirectory(cfg.run).path / "metrics.csv")
     return [(step, value) for step, metric, value in rows if metric == name]
+
+
+def shown(cfg, name):
+    """The points of a figure as TensorBoard shows them."""
+    events = EventAccumulator(str(RunDirectory(cfg.run).path / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def equal(one, other):
@@ -185,6 +193,7 @@ def test_resumed_at_step_2_of_4_it_ends_as_if_unbroken(short_run, short, fit, tm
     assert equal(resumed.state_dict(), unbroken.state_dict())
     for name in ("train/loss", "validation/loss", "gradient_norm"):
         assert logged(resumed_cfg, name) == logged(cfg, name)
+        assert shown(resumed_cfg, name) == shown(cfg, name)
     ends = [stored(one)["optimizer_states"][0]["state"] for one in (cfg, resumed_cfg)]
     assert all(equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert RunDirectory(folder).finished_step() == 4

@@ -81,6 +81,14 @@ def test_a_sweep_runs_every_job_and_writes_beside_the_runs(call: Call, tmp_path:
     assert files == [Path("runs/.multirun/multirun.yaml")]
 
 
+def test_settings_of_a_method_that_is_not_chosen_are_left_out_with_a_line(call: Call) -> None:
+    seen = []
+    sweep = ("-m", "conditioning=none,regions", "run='runs/${seed}'")
+    status, out, errors = call(*sweep, config="train", main=lambda cfg: seen.append(list(cfg.conditioning)))
+    assert (status, seen, errors) == (0, [[], ["regions"]], [])
+    assert out == ["conditioning=[]: what the experiment sets for conditioning.regions is left out"]
+
+
 def test_a_sweep_with_a_wrong_value_starts_no_job(call: Call) -> None:
     seen = []
     status, _, errors = call("-m", "run=r", "scene=a.json", "seeds=[0],x", main=seen.append)

@@ -55,6 +55,29 @@ def test_conditioning_is_a_list_of_which_one_or_none_may_be_named() -> None:
     assert compose("train", ["experiment=shapes_base", "conditioning=none"]).conditioning == {}
 
 
+@pytest.mark.parametrize("choice", ["conditioning=none", "conditioning=[]"])
+def test_what_an_experiment_sets_for_a_method_that_is_not_chosen_is_left_out(choice: str) -> None:
+    assert compose("train", ["experiment=shapes_regions"]).conditioning.regions.place_width > 0
+    cfg = compose("train", ["experiment=shapes_regions", choice])
+    assert cfg.conditioning == {}
+    assert cfg.name == "shapes_regions"
+
+
+def test_the_same_goes_for_callbacks_and_loggers_and_for_them_alone(tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nname: mine\ncallback: {gates: {every: 7}}\nlogger: {csv: {file: a.csv}}\n")
+    whole = compose("train", ["experiment=mine"], config_dir=str(tmp_path))
+    assert (whole.callback.gates.every, whole.logger.csv.file) == (7, "a.csv")
+    cfg = compose("train", ["experiment=mine", "callback=[progress]", "logger=[]"], config_dir=str(tmp_path))
+    assert (list(cfg.callback), list(cfg.logger)) == (["progress"], [])
+
+
+def test_a_key_of_a_method_that_is_not_chosen_is_refused_when_it_is_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^conditioning\.regions\.place_width=5: regions is not chosen; add it to"):
+        compose("train", ["experiment=shapes_regions", "conditioning=none", "conditioning.regions.place_width=5"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -84,12 +107,35 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
 
 
 @pytest.mark.parametrize(
+    ("override", "way_out"),
+    [
+        ("data=shapes", "protocol.shards=DIR"),
+        ("data.shards=DIR", "protocol.shards=DIR"),
+        ("++data.workers=1", "protocol.shards=DIR"),
+        ("objective=v", "leave it out"),
+        ("optimizer=adamw", "leave it out"),
+        ("drops.keep=1", "leave it out"),
+        ("ema.enabled=false", "averaged weights"),
+        ("seed=3", "protocol.seed=N"),
+        ("batch_size=4", "protocol.batch_size=N"),
+    ],
+)
+def test_what_only_training_reads_is_refused_in_an_evaluation(override: str, way_out: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(override)}: the run owns it and only training reads it; "
+    ) as caught:
+        compose("evaluate", ["run=r", override])
+    assert way_out in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("trainer: {max_stepz: 3}", "experiment/mine.yaml: trainer.max_stepz: no such key; did you mean"),
         ("trainer: {max_steps: abc}", "experiment/mine.yaml: trainer.max_steps: must be an integer"),
         ("data: {worker: 3}", "experiment/mine.yaml: data.worker: no such key; did you mean data.workers?"),
-        ("conditioning: {boxes: {slots: 3}}", "experiment/mine.yaml: conditioning.boxes: no such key"),
+        ("conditioning: {boxez: {slots: 3}}", "experiment/mine.yaml: conditioning.boxez: no such key"),
         (
             "defaults: [override /backbon: shapes]",
             "mine.yaml: override /backbon: no such group; did you mean backbone?",

@@ -115,7 +115,9 @@ def test_the_methods_own_refusals_reach_the_caller(gated, tmp_path):
     regions = ("conditioning=regions", "backbone=tiny_sd15", f"out={tmp_path / 'a.safetensors'}")
     refusal("is no adapter file; give one that convert.py has written", *regions, f"weights={gated}")
     out = f"out={tmp_path / 'out'}"
-    refusal("form=diffuser: conditioning.boxes has no such form", *sd14(gated), f"weights={gated}", "form=diffuser", out)
+    refusal(
+        "form=diffuser: conditioning.boxes has no such form", *sd14(gated), f"weights={gated}", "form=diffuser", out
+    )
     missing = f"weights={tmp_path / 'none'}"
     refusal("is no file or folder here", *sd14(gated), missing, f"out={tmp_path / 'a.safetensors'}")
     both = ("conditioning=[boxes,regions]", *sd14(gated)[1:], f"weights={gated}", f"out={tmp_path / 'a.safetensors'}")

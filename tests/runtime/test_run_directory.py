@@ -169,13 +169,13 @@ def test_a_moved_run_knows_where_it_is(run: RunDirectory, tmp_path: Path) -> Non
 
 def test_what_evaluation_sets_is_laid_over_the_run(run: RunDirectory) -> None:
     was = load_run_config(run.path)
-    overrides = [f"run={run.path}", "sampler=dpm_solver", "++trainer.devices=2", "seed=3", "++data.workers=1"]
+    overrides = [f"run={run.path}", "sampler=dpm_solver", "++trainer.devices=2", "++backbone.resolution=64"]
     evaluate = compose("evaluate", overrides)
     now = load_run_config(run.path, evaluate)
     assert now.sampler == evaluate.sampler  # the whole node: another class
     assert now.sampler.scheduler != was.sampler.scheduler
-    assert (now.trainer.devices, now.seed, now.data.workers) == (2, 3, 1)
-    assert (now.trainer.max_steps, now.data.shards, now.backbone) == (200, was.data.shards, was.backbone)
+    assert (now.trainer.devices, now.backbone.resolution) == (2, 64)
+    assert (now.trainer.max_steps, now.data, now.backbone.patch) == (200, was.data, was.backbone.patch)
     assert "protocol" not in now
     assert load_run_config(run.path) == was
 

@@ -214,7 +214,9 @@ class BoxesAdapter(Adapter):
         """
         if form != "diffusers":
             raise ValueError(f"form={form}: conditioning.boxes has no such form; take form=adapter or form=diffusers")
-        from models.conditioning.boxes.export import export_pipeline  # brings diffusers' pipelines, which nothing else needs
+        from models.conditioning.boxes.export import (
+            export_pipeline,
+        )  # brings diffusers' pipelines, which nothing else needs
 
         export_pipeline(self, backbone, out)
 

@@ -115,7 +115,9 @@ class BoxesPipeline(DiffusionPipeline):
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
-            raise ValueError(f"height, width: {height} x {width} are no multiples of {self.vae_scale_factor}; round them")
+            raise ValueError(
+                f"height, width: {height} x {width} are no multiples of {self.vae_scale_factor}; round them"
+            )
 
         conditions = self._conditions(prompts, negative_prompt, guided, (height, width))
         grounding = {"cross_attention_kwargs": {"gligen": self._grounding(layouts, guided)}}

@@ -1,0 +1,48 @@
+"""TensorBoard's event files, in which a resumed run goes on without a point twice.
+
+Lightning's own logger opens another file beside those that are there, so that what was logged after the last checkpoint
+before a kill, and comes again, would be there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger with `rewind`; its arguments are Lightning's."""
+
+    _kept: frozenset[tuple[int | None, str]] = frozenset()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs figures, those apart that are there from before."""
+        super().log_metrics({name: value for name, value in metrics.items() if (step, name) not in self._kept}, step)
+
+    def rewind(self, step: int) -> None:
+        """Has TensorBoard pass over what was logged after the step that a run goes on from; before anything is logged.
+
+        As in `MetricsCsv.rewind`, figures of the step itself are kept, and none is written twice.
+        """
+        files = sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
+        if files:
+            self._kwargs["purge_step"] = step + 1
+            self._kept = frozenset((step, name) for name in _names_at(files, step))
+
+
+def _names_at(files: Sequence[Path], step: int) -> set[str]:
+    """What stands in event files at a step and is not passed over by a later session of them; torn ends are left out."""
+    names: set[str] = set()
+    for file in files:
+        for event in LegacyEventFileLoader(str(file)).Load():
+            if event.session_log.status == SessionLog.START and event.step <= step:
+                names.clear()
+            elif event.step == step:
+                names.update(value.tag for value in event.summary.value)
+    return names

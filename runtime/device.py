@@ -1,0 +1,68 @@
+"""Where and how exactly a trained run draws: the torch device and the precision that its trainer settings name.
+
+Training is placed by Lightning. Start latents are drawn on the CPU whatever the device, so pictures differ between devices
+by rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from runtime.run_directory import RunError
+
+if TYPE_CHECKING:
+    from lightning_modules.scene_diffusion import SceneDiffusion
+
+MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+
+
+def device_of(trainer: DictConfig) -> torch.device:
+    """The device that trainer settings name; of several devices the first.
+
+    Args:
+        trainer: `accelerator`: cpu, gpu, or auto, which is the GPU where there is one; `devices`: of a list of indices the
+            first is taken, as drawing is one process.
+
+    Returns:
+        The CPU or a CUDA device.
+
+    Raises:
+        RunError: a GPU is asked for that is not there.
+    """
+    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = trainer.devices[0] if isinstance(trainer.devices, ListConfig) and trainer.devices else 0
+    if trainer.accelerator not in ("gpu", "auto"):
+        raise RunError(f"trainer.accelerator={trainer.accelerator}: no such choice (have: cpu, gpu, auto)")
+    if count == 0:
+        raise RunError("trainer.accelerator=gpu: torch finds no GPU here; add trainer.accelerator=cpu")
+    if index >= count:
+        raise RunError(
+            f"trainer.devices={trainer.devices}: torch finds {count} GPUs here; name one from 0 to {count - 1}"
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def placed(module: SceneDiffusion, trainer: DictConfig) -> Iterator[SceneDiffusion]:
+    """Moves a module to its trainer's device, where it stays; within the block it computes in the trainer's precision.
+
+    Args:
+        module: what draws.
+        trainer: `accelerator`, `devices`, `precision`, `matmul`. A mixed precision is torch's autocast; under the others a
+            module draws in the precision that its weights have.
+
+    Yields:
+        The module.
+    """
+    device = device_of(trainer)
+    torch.set_float32_matmul_precision(trainer.matmul)
+    dtype = MIXED.get(trainer.precision)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        yield module.to(device)

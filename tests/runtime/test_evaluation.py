@@ -1,0 +1,44 @@
+"""An evaluation over a real short run: which arms there are, and what they are called."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from runtime.composition import compose
+from runtime.evaluation import evaluate, held_out
+from runtime.run_directory import load_run_config
+
+SCENES = ("protocol.scenes=3", "protocol.make.source.count=4")
+
+
+@pytest.fixture
+def evaluated(short_run, small_data, tmp_path):
+    """evaluated(*overrides): `metrics.json` and the report of an evaluation of the short run."""
+
+    def run(*overrides):
+        cfg = compose("evaluate", [f"run={short_run[0].run}", f"paths.data={small_data}", *SCENES, *overrides])
+        evaluate(cfg, load_run_config(cfg.run, cfg))
+        return json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()
+
+    return run
+
+
+def test_real_pictures_are_called_so(evaluated, tmp_path):
+    kept, report = evaluated("images=real", f"out={tmp_path}")
+    assert list(kept["values"]) == ["real", "ceiling", "floor"]
+    assert kept["values"]["real"] == kept["values"]["ceiling"]
+    assert "of the real pictures" in report
+    assert "with the scene" not in report
+
+
+def test_the_pictures_of_a_folder_are_called_given(evaluated, small_data, tmp_path):
+    protocol = compose("evaluate", ["run=r", f"paths.data={small_data}", *SCENES]).protocol
+    for scene, picture in zip(*held_out(protocol), strict=True):
+        Image.fromarray(picture[:, ::-1]).save(tmp_path / f"{scene.id}.png")
+    kept, report = evaluated(f"images={tmp_path}", f"out={tmp_path}")
+    assert list(kept["values"]) == ["pictures", "ceiling", "floor"]
+    assert kept["values"]["pictures"]["layout_iou"]["mean"] < kept["values"]["ceiling"]["layout_iou"]["mean"]
+    assert kept["protocol"]["images"] == str(tmp_path)
+    assert "of the given pictures" in report
+    assert f"images={tmp_path}" in report
