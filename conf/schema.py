@@ -148,12 +148,17 @@ class Sampler:
     steps: int = 50
     guidance: float = 5.0  # classifier-free guidance; 1: none
     grounding_fraction: float = 1.0  # share of the steps, from the noisy end, that see the scene (GLIGEN's beta)
-    negative_prompt: str = ""  # caption of the unguided half
+    negative_prompt: str | None = None  # caption of the unguided half; null: as the published pipelines
+    guidance_rescale: float = 0.0  # 0 to 1: brings a guided prediction's deviation back (Lin et al. 2023)
+    eta: float = 0.0  # share of DDIM's noise that is drawn anew at each step
+    size_ids: list[float] | None = None  # original h w, crop top left, target h w; null: each scene's own
 
     def __post_init__(self) -> None:
         """Refuses values that no sampler can have."""
         _at_least("sampler.", self, steps=1, guidance=0)
-        _fraction("sampler.", self, "grounding_fraction")
+        _fraction("sampler.", self, "grounding_fraction", "guidance_rescale", "eta")
+        if self.size_ids is not None and len(self.size_ids) != 6:
+            raise ValueError(f"sampler.size_ids={list(self.size_ids)}: must be six numbers of pixels, or null")
 
 
 @dataclass(kw_only=True)
@@ -243,6 +248,8 @@ class Sample:
     scene: str = MISSING  # a scene file
     out: str = "sample.png"
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
+    inpaint: str | None = None  # a picture that is kept outside the scene's boxes
+    paste_back: bool = False  # give its pixels back as they were, where decoding would alter them
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datamodules.scene_datamodule import Batch
 from lightning_modules.averaging import MovingAverage
 from lightning_modules.schedules import learning_rate_factor
-from models.backbones.base import Backbone
+from models.backbones.base import INPAINTS, Backbone
 from models.conditioning.base import Conditioning
 from models.conditioning.drops import ConditionDrops
 from models.objectives import DiffusionObjective, draw
@@ -93,6 +93,11 @@ class SceneDiffusion(pl.LightningModule):
     def trained(self) -> nn.Module:
         """What trains, is averaged and is saved: the adapters, or the backbone where there are none."""
         return self.conditioning if self.adapters else self.backbone
+
+    def on_fit_start(self) -> None:
+        """Refuses a denoiser that wants a picture to inpaint: training data has none."""
+        if self.backbone.inpaints:
+            raise ValueError(f"backbone: {INPAINTS}")
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
@@ -179,9 +184,9 @@ class SceneDiffusion(pl.LightningModule):
         finally:
             self.train(training)
 
-    def sample(self, scenes: SceneBatch, *, seed: int) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of B scenes, from the present weights."""
-        return self.sampler(self.backbone, self.conditioning, scenes, seed=seed)
+    def sample(self, scenes: SceneBatch, *, seed: int, **given: Any) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of B scenes, from the present weights; `given` as `Sampler.__call__` has it."""
+        return self.sampler(self.backbone, self.conditioning, scenes, seed=seed, **given)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen weights out and notes what the adapters belong to."""

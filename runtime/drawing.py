@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
+from models.inpainting import as_image
 from models.sampling import to_uint8
 from runtime.device import device_of, placed
 from runtime.evaluation import load_module
@@ -18,24 +20,41 @@ from scenes.draw import draw_boxes, draw_graph, grid
 def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
     """Saves a sheet: the scene's graph, then for each seed the picture with its boxes, plain, and without the scene.
 
+    With `inpaint` the last column is the given picture.
+
     Args:
-        cfg: what `sample.py` was asked for: `scene`, the scene file; `seeds`, one row each; `out`, the sheet's file.
+        cfg: what `sample.py` was asked for: `scene`, the scene file; `seeds`, one row each; `out`, the sheet's file;
+            `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they were.
         run_cfg: the run's own configuration; its newest checkpoint draws.
 
     Raises:
         SceneError: the scene file is not a scene; the field is named.
+        ValueError: `inpaint` is no picture, or `paste_back` without it.
     """
     scene = load_scene(cfg.scene)
     device_of(run_cfg.trainer)  # refuses before the weights are read
     module, _ = load_module(run_cfg, None)
-    titles = ["scene graph", "with boxes", "picture", "without the scene"]
+    given = None if cfg.inpaint is None else _given(cfg.inpaint, (module.backbone.resolution,) * 2)
+    titles = ["scene graph", "with boxes", "picture", "without the scene" if given is None else "the given picture"]
     rows = []
     for seed in cfg.seeds:
+        scenes = [scene, scene.without_layout()] if given is None else [scene]
         with placed(module, run_cfg.trainer), module.averaged(), torch.no_grad():
-            pair = SceneBatch([scene, scene.without_layout()], device=module.device)
-            with_scene, without = (Image.fromarray(image) for image in to_uint8(module.sample(pair, seed=seed)))
+            batch = SceneBatch(scenes, device=module.device)
+            drawn_images = to_uint8(module.sample(batch, seed=seed, inpaint=given, paste_back=cfg.paste_back))
+        with_scene = Image.fromarray(drawn_images[0])
+        beside = Image.fromarray(drawn_images[1] if given is None else to_uint8(given)[0])
         drawn = draw_boxes(with_scene, scene)
-        plain = [picture.resize(drawn.size, Image.Resampling.NEAREST) for picture in (with_scene, without)]
+        plain = [picture.resize(drawn.size, Image.Resampling.NEAREST) for picture in (with_scene, beside)]
         rows.append([draw_graph(scene, size=drawn.size), drawn, *plain])
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     grid(rows, titles=titles).save(cfg.out)
+
+
+def _given(path: str, size: tuple[int, int]) -> Tensor:
+    """The picture of a file as (1, 3, H, W) in [-1, 1]; size is (H, W)."""
+    try:
+        with Image.open(path) as picture:
+            return as_image(picture, size)[None]
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"inpaint: {path} is no picture that can be read ({error}); give a PNG or JPEG") from None

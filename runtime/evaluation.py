@@ -219,6 +219,8 @@ def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
         "grounding_fraction": run_cfg.sampler.grounding_fraction if cfg.images is None else None,
         "precision": run_cfg.trainer.precision if cfg.images is None else None,
+        "negative_prompt": run_cfg.sampler.get("negative_prompt") if cfg.images is None else None,
+        "guidance_rescale": run_cfg.sampler.get("guidance_rescale", 0.0) if cfg.images is None else None,
         "seeds": [cfg.protocol.seed],
         "filters": [],
         "images": cfg.images,

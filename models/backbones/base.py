@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from models.conditioning.slots import DenoiserInputs
     from scenes.scene import SceneBatch
 
+INPAINTS = (
+    "this UNet was trained to inpaint and takes a picture beside its latents; "
+    "sample with a picture (inpaint=FILE), or take the weights for generation"
+)
+
 
 def config_of(part: ConfigMixin) -> Any:
     """The config of a diffusers part, whose entries are attributes; diffusers types it as a plain dict."""
@@ -56,7 +61,7 @@ class Backbone(nn.Module, ABC):
         self.unet = unet
         self.text = text
         self.scheduler_config = dict(scheduler_config)
-        self.latent_channels: int = config_of(unet).in_channels
+        self.latent_channels: int = config_of(unet).out_channels
         self.latent_scale = latent_scale
         self.resolution = resolution
 
@@ -97,6 +102,11 @@ class Backbone(nn.Module, ABC):
     def phrase_width(self) -> int:
         """Width of a phrase token (`PhraseFeatures.last_hidden`), summed over the towers."""
         return self.text.width
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser was trained to inpaint: it takes a picture's latents and a mask beside the noised latents."""
+        return config_of(self.unet).in_channels == 2 * self.latent_channels + 1
 
     def encode_images(
         self, images: Tensor, *, generator: torch.Generator | Sequence[torch.Generator] | None = None
@@ -181,15 +191,21 @@ class Backbone(nn.Module, ABC):
         Args:
             latents: (B, C, h, w) noised latents.
             timesteps: (B,) in the units of the noise schedule; fractions welcome.
-            inputs: prompt tokens, pooled vector and size ids where the backbone has them, and the adapters' payloads.
+            inputs: prompt tokens, pooled vector and size ids where the backbone has them, the adapters' payloads, and what
+                an inpainting UNet takes beside the latents.
 
         Returns:
             (B, C, h, w) what the noise schedule's `prediction_type` names: noise, velocity or clean latents.
 
         Raises:
-            ValueError: a pooled vector or size ids that the denoiser needs are missing.
+            ValueError: a pooled vector, size ids or inpainting channels that the denoiser needs are missing.
         """
         dtype = self.unet.dtype
+        noised = latents
+        if self.inpaints:
+            if inputs.inpainting is None:
+                raise ValueError(f"inputs.inpainting: None, but {INPAINTS}")
+            noised = torch.cat([latents, inputs.inpainting.to(latents.dtype)], dim=1)
         extra: dict[str, Any] = {}
         if self.has_pooled:
             if inputs.pooled is None or inputs.size_ids is None:
@@ -205,7 +221,7 @@ class Backbone(nn.Module, ABC):
         if inputs.slots:
             extra["cross_attention_kwargs"] = {"gligen": inputs.slots}
         prediction = self.unet(
-            latents.to(dtype), timesteps, encoder_hidden_states=inputs.prompt.to(dtype), return_dict=False, **extra
+            noised.to(dtype), timesteps, encoder_hidden_states=inputs.prompt.to(dtype), return_dict=False, **extra
         )[0]
         return prediction.to(latents.dtype)
 

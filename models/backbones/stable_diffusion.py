@@ -64,11 +64,14 @@ class StableDiffusion(Backbone):
         resolution: int | None = None,
         phrase_cache: int = 0,
     ) -> None:
-        if config_of(vae).latent_channels != config_of(unet).in_channels:
-            raise ValueError(
-                f"unet.in_channels: {config_of(unet).in_channels} is not the autoencoder's {config_of(vae).latent_channels} "
-                "latent channels; take a text-to-image UNet and the autoencoder that belongs to it"
-            )
+        latent_channels = config_of(vae).latent_channels
+        for side, allowed in (("out", [latent_channels]), ("in", [latent_channels, 2 * latent_channels + 1])):
+            channels = config_of(unet)[f"{side}_channels"]
+            if channels not in allowed:  # twice the latents and a mask: a UNet that was trained to inpaint
+                raise ValueError(
+                    f"unet.{side}_channels: {channels} is not the autoencoder's {latent_channels} latent channels; "
+                    "take a text-to-image or inpainting UNet and the autoencoder that belongs to it"
+                )
         latent_scale = 2 ** (len(config_of(vae).block_out_channels) - 1)
         pooled = config_of(unet).addition_embed_type == "text_time"
         super().__init__(

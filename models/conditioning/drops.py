@@ -6,7 +6,7 @@ number comes from outside; nothing here draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,8 +69,4 @@ class ConditionDrops:
 
     def blank(self, inputs: DenoiserInputs, has_caption: Tensor) -> DenoiserInputs:
         """The inputs with dropped captions as `dropped_caption` says; has_caption (B,) bool."""
-        if self.dropped_caption == "empty":
-            return inputs
-        kept = has_caption.to(inputs.prompt.device)
-        pooled = None if inputs.pooled is None else inputs.pooled * kept[:, None]
-        return replace(inputs, prompt=inputs.prompt * kept[:, None, None], pooled=pooled)
+        return inputs if self.dropped_caption == "empty" else inputs.blanked(has_caption)

@@ -11,7 +11,7 @@ Legend: B pictures, L image tokens of a block (its height x width), C width of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from diffusers import UNet2DConditionModel
@@ -28,16 +28,21 @@ class DenoiserInputs:
         pooled: (B, P) pooled caption vector; None for a backbone that takes none.
         size_ids: (B, 6) fp32 original size, crop corner and target size, each as (height, width); None as above.
         slots: adapter name -> payload for its modules in the blocks; empty gives the bare UNet.
+        inpainting: (B, C + 1, h, w) further input channels of a UNet that was trained to inpaint: the latents of the kept
+            part, zero elsewhere, and 1 where a cell is kept; None for any other UNet.
     """
 
     prompt: Tensor
     pooled: Tensor | None = None
     size_ids: Tensor | None = None
     slots: dict[str, Any] = field(default_factory=dict)
+    inpainting: Tensor | None = None
 
-    def without_slots(self) -> DenoiserInputs:
-        """The same inputs for the bare UNet: what scheduled sampling uses after its grounded steps."""
-        return DenoiserInputs(prompt=self.prompt, pooled=self.pooled, size_ids=self.size_ids)
+    def blanked(self, kept: Tensor) -> DenoiserInputs:
+        """The same inputs with zero tokens and a zero pooled vector where `kept` (B,) bool is False."""
+        rows = kept.to(self.prompt.device)
+        pooled = None if self.pooled is None else self.pooled * rows[:, None]
+        return replace(self, prompt=self.prompt * rows[:, None, None], pooled=pooled)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,12 +73,31 @@ def start_latents(seed: int, scene_ids: Iterable[str], shape: Sequence[int]) -> 
     return torch.from_numpy(np.stack(rows))
 
 
+def noise_generators(seed: int, scene_ids: Iterable[str]) -> list[torch.Generator]:
+    """B generators on the CPU for the noise of a picture's steps, a function of (seed, scene id) each.
+
+    They share nothing with the start latents. PyTorch keeps 32 bits of a seed: in 10 000 pictures two may share step noise.
+    """
+    generators = []
+    for scene_id in scene_ids:
+        stream = np.random.Generator(_stream(seed, _key(scene_id)).jumped())
+        generators.append(torch.Generator().manual_seed(int(stream.integers(2**32))))
+    return generators
+
+
 def scene_generator(seed: int, scene_id: str) -> np.random.Generator:
     """The generator of one picture."""
-    digest = hashlib.blake2b(scene_id.encode(), digest_size=8).digest()
-    return _generator(seed, int.from_bytes(digest, "little"))
+    return _generator(seed, _key(scene_id))
 
 
 def _generator(seed: int, key: int) -> np.random.Generator:
+    return np.random.Generator(_stream(seed, key))
+
+
+def _key(scene_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(scene_id.encode(), digest_size=8).digest(), "little")
+
+
+def _stream(seed: int, key: int) -> np.random.Philox:
     """Philox keyed by both numbers whole: PyTorch's CPU generator keeps only 32 bits of its seed."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, key % 2**64], dtype=np.uint64)))
+    return np.random.Philox(key=np.array([seed % 2**64, key % 2**64], dtype=np.uint64))

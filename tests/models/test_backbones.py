@@ -1,5 +1,6 @@
 """Every backbone, on the real diffusers and transformers classes at tiny widths; the published structures by their size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -503,9 +504,26 @@ class TestFolder:
         parts = {"vae": backbone.vae, "towers": list(backbone.text.towers), "scheduler_config": {}}
         with pytest.raises(ValueError, match="wants a pooled caption of width 30, the text encoders give 40"):
             StableDiffusion(unet=narrow, **parts)
-        inpainting = UNet2DConditionModel.from_config({**backbone.unet.config, "in_channels": 9})
-        with pytest.raises(ValueError, match="unet.in_channels: 9 is not the autoencoder's 4 latent channels"):
-            StableDiffusion(unet=inpainting, **parts)
+        for side in ("in", "out"):
+            wide = UNet2DConditionModel.from_config({**backbone.unet.config, f"{side}_channels": 8})
+            with pytest.raises(ValueError, match=f"unet.{side}_channels: 8 is not the autoencoder's 4 latent channels"):
+                StableDiffusion(unet=wide, **parts)
+
+    def test_a_unet_that_inpaints_is_opened_and_wants_its_picture(self, backbones):
+        backbone = backbones["sd15"]
+        unet = UNet2DConditionModel.from_config({**backbone.unet.config, "in_channels": 9})
+        parts = {"vae": backbone.vae, "towers": list(backbone.text.towers), "scheduler_config": {}}
+        inpainting = StableDiffusion(unet=unet, **parts)
+        assert (inpainting.inpaints, inpainting.latent_channels, backbone.inpaints) == (True, 4, False)
+        given, latents = inputs(backbone), torch.zeros(2, 4, 8, 8)
+        with pytest.raises(ValueError, match="^inputs.inpainting: None, but this UNet was trained to inpaint"):
+            inpainting.denoise(latents, torch.tensor([1, 1]), given)
+        seen = [
+            inpainting.denoise(latents, torch.tensor([1, 1]), replace(given, inpainting=torch.full((2, 5, 8, 8), fill)))
+            for fill in (0.0, 1.0)
+        ]
+        assert seen[0].shape == (2, 4, 8, 8)
+        assert not torch.allclose(*seen)
 
     def test_an_unknown_precision_or_kind_is_refused(self, folders):
         with pytest.raises(ValueError, match="backbone.dtype: 'fp8'"):

@@ -1,18 +1,21 @@
 """The sampler against a plain loop, and what a picture may depend on: weights, settings, seed and its own scene."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hydra.utils import instantiate
 
 from models.conditioning.base import Conditioning
 from models.conditioning.regions import RegionsAdapter
-from models.objectives.draws import start_latents
+from models.objectives.draws import noise_generators, start_latents
 from models.sampling import Sampler, to_uint8
 from scenes import Frame, Scene, SceneBatch, SceneObject
 
 STEPS = 4
+SAMPLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
 
 
 def scene(name, caption, *objects):
@@ -58,12 +61,7 @@ def sampler_named(composed):
         node = composed(f"sampler={name}").sampler
         return instantiate({**node, "steps": STEPS, "guidance": 3.0, **settings}, _convert_="all")
 
-    made = {}
-
-    def named(name):
-        return made.setdefault(name, build(name))
-
-    return named
+    return build
 
 
 def ddim(**settings):
@@ -110,15 +108,37 @@ def test_without_guidance_the_denoiser_sees_each_scene_once(shapes, conditioning
 
 # diffusers 0.42 turns a tensor into an array in a way that numpy 2 warns of
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.parametrize("name", ["ddim", "dpm_solver"])
-def test_a_picture_does_not_depend_on_its_batch(name, sampler_named, shapes, conditioning):
-    sampler = sampler_named(name)
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in SAMPLERS), ("ddim", {"eta": 1.0})])
+def test_a_picture_does_not_depend_on_its_batch(name, settings, sampler_named, shapes, conditioning):
+    sampler = sampler_named(name, **settings)
     together = sampler(shapes, conditioning, SCENES, seed=5)
     assert together.isfinite().all()
     assert together.abs().max() <= 1
     for place in range(3):
         alone = sampler(shapes, conditioning, SCENES[[place]], seed=5)
         torch.testing.assert_close(alone[0], together[place], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize(("name", "settings"), [("euler_ancestral", {}), ("ddpm", {}), ("ddim", {"eta": 1.0})])
+def test_the_noise_of_the_steps_belongs_to_seed_and_scene(name, settings, sampler_named, shapes, conditioning):
+    sampler = sampler_named(name, **settings)
+    latents = start_latents(0, ["a", "b", "c"], (shapes.latent_channels, *(shapes.resolution // 2,) * 2))
+    torch.manual_seed(1)
+    first = sampler(shapes, conditioning, SCENES, seed=0, latents=latents)
+    torch.manual_seed(2)
+    assert torch.equal(sampler(shapes, conditioning, SCENES, seed=0, latents=latents), first)
+    other = sampler(shapes, conditioning, SCENES, seed=1, latents=latents)
+    for place in range(3):
+        assert not torch.allclose(other[place], first[place], atol=1e-2)
+
+
+def test_the_noise_of_two_pictures_differs_and_is_not_their_start():
+    first, again, other = (torch.randn(4, 64, generator=g) for g in noise_generators(3, ["a", "a", "b"]))
+    assert torch.equal(first, again)
+    start = start_latents(3, ["a"], (4, 8, 8)).view(4, 64)
+    for unlike in (other, start, torch.randn(4, 64, generator=noise_generators(4, ["a"])[0])):
+        assert abs(torch.corrcoef(torch.stack([first.flatten(), unlike.flatten()]))[0, 1]) < 0.25
 
 
 def test_scene_and_seed_matter_and_the_global_generator_does_not(shapes, conditioning):
@@ -142,10 +162,10 @@ def test_with_a_grounding_fraction_of_zero_it_is_the_bare_backbone(shapes, condi
         bare = ddim(guidance=3.0)(shapes, Conditioning({}), SCENES, seed=0)
     finally:
         conditioning.attach(shapes.unet)
-    torch.testing.assert_close(never, bare, atol=1e-5, rtol=0)
+    assert torch.equal(never, bare)
 
 
-@pytest.mark.parametrize(("fraction", "grounded"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.0, 4)])
+@pytest.mark.parametrize(("fraction", "grounded"), [(0.0, 0), (0.24, 0), (0.3, 1), (0.5, 2), (0.99, 3), (1.0, 4)])
 def test_the_scene_acts_in_the_first_share_of_the_steps(fraction, grounded, shapes, conditioning):
     steps, acted = [], []
     hooks = [
@@ -192,11 +212,64 @@ def test_scenes_without_a_frame_are_drawn_as_whole_pictures(backbone_named):
         ({"steps": 0}, "sampler.steps: 0 is less than 1"),
         ({"grounding_fraction": 1.5}, r"sampler.grounding_fraction: 1.5 is outside \[0, 1\]"),
         ({"grounding_fraction": -0.1}, "sampler.grounding_fraction: -0.1"),
+        ({"grounding_fraction": float("nan")}, "sampler.grounding_fraction: nan"),
+        ({"guidance": -1.0}, "sampler.guidance: -1.0 is not a number from 0 up"),
+        ({"guidance": float("inf")}, "sampler.guidance: inf"),
+        ({"guidance_rescale": 1.1}, "sampler.guidance_rescale: 1.1 is outside"),
+        ({"eta": 2.0}, "sampler.eta: 2.0 is outside"),
+        ({"size_ids": [64, 64, 0, 0]}, r"sampler.size_ids: \[64, 64, 0, 0\] are not six numbers"),
+        ({"size_ids": [64, 64, 0, 0, 64, float("nan")]}, "sampler.size_ids"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         ddim(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ({"steps": 1001}, {}, "sampler.steps: 1001 is more than the schedule's 1000 levels"),
+        ({"scheduler": EulerDiscreteScheduler.from_config, "eta": 0.5}, {}, "sampler.eta: 0.5 means nothing to Euler"),
+        ({"size_ids": [64, 64, 0, 0, 64, 64]}, {}, "sampler.size_ids: .* this backbone takes none"),
+        ({}, {"size": (33, 32)}, "size: 33 x 32 px is not a multiple of the backbone's 2 px"),
+        (
+            {},
+            {"latents": torch.zeros(2, 12, 16, 16)},
+            r"latents: \(2, 12, 16, 16\) does not fit .* give \(3, 12, 16, 16\)",
+        ),
+        ({}, {"negative_prompts": ["a", "b"]}, "negative_prompts: 2 for 3 scenes"),
+        ({}, {"generators": [torch.Generator()]}, "generators: 1 for 3 scenes"),
+        ({}, {"inpaint": torch.zeros(3, 3, 16, 16)}, r"inpaint: \(3, 3, 16, 16\) does not fit"),
+        ({}, {"paste_back": True}, "paste_back: true, but there is no picture"),
+    ],
+)
+def test_what_does_not_fit_backbone_or_scenes_is_refused(settings, given, message, shapes, conditioning):
+    with pytest.raises(ValueError, match=message) as caught:
+        ddim(**settings)(shapes, conditioning, SCENES, seed=0, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_size_ids_stand_in_for_the_scenes_own(backbone_named):
+    backbone, bare = backbone_named("tiny_sdxl"), Conditioning({})
+    framed = [
+        Scene(id=one.id, caption=one.caption, frame=Frame(original=(640, 480), target=(96, 72))) for one in SCENES
+    ]
+    own = ddim(guidance=2.0)(backbone, bare, SceneBatch(framed), seed=0)
+    given = ddim(guidance=2.0, size_ids=[640, 480, 0, 0, 96, 72])(backbone, bare, SCENES, seed=0)
+    assert torch.equal(own, given)
+    assert not torch.allclose(ddim(guidance=2.0)(backbone, bare, SCENES, seed=0), given, atol=1e-4)
+
+
+def test_each_picture_may_have_a_negative_prompt_of_its_own(shapes, conditioning):
+    sampler = ddim(guidance=3.0, negative_prompt="a blue square")
+    given = sampler(shapes, conditioning, SCENES, seed=0, negative_prompts=["a blue square", None, "a diamond"])
+    one = sampler(shapes, conditioning, SCENES, seed=0)
+    torch.testing.assert_close(given[0], one[0], atol=1e-5, rtol=0)
+    none = ddim(guidance=3.0)(shapes, conditioning, SCENES, seed=0)
+    torch.testing.assert_close(given[1], none[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(given[2], one[2], atol=1e-3)
 
 
 def test_pictures_of_the_range():

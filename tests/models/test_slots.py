@@ -242,10 +242,15 @@ def test_parts_that_do_not_exist_or_have_no_block_are_refused():
         block_sites(plain, "down")
 
 
-def test_inputs_without_slots_keep_everything_else():
+def test_blanked_inputs_are_zero_where_the_caption_is_not_kept():
     inputs = DenoiserInputs(
-        prompt=torch.ones(1, 2, 3), pooled=torch.ones(1, 4), size_ids=torch.ones(1, 6), slots={"probe": 0}
+        prompt=torch.ones(2, 2, 3), pooled=torch.ones(2, 4), size_ids=torch.ones(2, 6), slots={"probe": 0}
     )
-    bare = inputs.without_slots()
-    assert bare.slots == {}
-    assert all(getattr(bare, name) is getattr(inputs, name) for name in ("prompt", "pooled", "size_ids"))
+    blanked = inputs.blanked(torch.tensor([True, False]))
+    for name in ("prompt", "pooled"):
+        kept, dropped = getattr(blanked, name)
+        assert kept.eq(1).all()
+        assert dropped.eq(0).all()
+    assert blanked.slots == inputs.slots
+    assert blanked.size_ids is inputs.size_ids
+    assert DenoiserInputs(prompt=inputs.prompt).blanked(torch.tensor([False, True])).pooled is None
