@@ -191,7 +191,7 @@ def test_a_runs_refusals(short_run, tmp_path):
             ["weights=a", "conditioning=boxes", "backbone=sd14", "average=false", "out=a.safetensors"],
             "average=False: only a run has that",
         ),
-        (["weights=a", "conditioning=boxes", "backbone=sd41", "out=a.safetensors"], "did you mean sd14?"),
+        (["weights=a", "conditioning=boxes", "backbone=sd144", "out=a.safetensors"], "did you mean sd14?"),
         (["run=a", "out=a.safetensors", "forms=diffusers"], "did you mean form?"),
     ],
 )
