@@ -54,9 +54,10 @@ class Checkpoint(pl.Callback):
             trainer.save_checkpoint(beside)
             if trainer.is_global_zero:
                 os.replace(beside, path)
-        except OSError:  # disk full: the checkpoints before this one stay whole
+        except OSError as error:  # disk full: the checkpoints before this one stay whole
             beside.unlink(missing_ok=True)
-            raise
+            what = f"{error.strerror or error}; nothing was left behind: make room and give the same command again"
+            raise OSError(error.errno, what, str(path)) from error
         self._saved_step = step
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:

@@ -58,8 +58,9 @@ class TestCheckpoint:
         for step in (2, 3):
             shutil.copy(folder_of(short_run, "checkpoints") / f"step={step}.ckpt", tmp_path)
         callback = Checkpoint(folder=str(tmp_path), every=4)
-        with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
+        with files_of_at_most(20_000), pytest.raises(OSError, match="File too large; nothing was left") as full:
             step_ends(callback, short_run)
+        assert full.value.filename == str(tmp_path / "step=4.ckpt")
         assert names(tmp_path) == ["step=2.ckpt", "step=3.ckpt"]
         step_ends(callback, short_run)
         assert names(tmp_path) == ["step=2.ckpt", "step=3.ckpt", "step=4.ckpt"]
