@@ -1,8 +1,9 @@
 """Lightning's count of micro-batches, brought to the last whole optimizer step when a checkpoint is loaded.
 
 Lightning goes on counting micro-batches where a checkpoint was taken. That is wrong when it was taken within
-an accumulated step, whose gradients are lost, and when the run goes on with another number of ranks and so of
-accumulation steps. The data start at `global_step` anyway; here the count is made to agree.
+an accumulated step, whose gradients are lost, when the run goes on with another number of ranks and so of accumulation
+steps, and when it was taken after a validation while that is due at other steps now. The data start at `global_step` anyway;
+here the count is made to agree.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def align_to_step(checkpoint: dict[str, Any], *, accumulate: int, max_steps: int
     whole = step * accumulate
     if step < max_steps:
         progress["is_last_batch"] = False
-    if total["ready"] == total["processed"] == whole:
+    if total["ready"] == total["processed"] == whole == total["completed"] + 1:
         return
     # As in a checkpoint from `on_train_batch_end` of the step's last micro-batch: that one is processed, not
     # completed, and Lightning adds the step to its count for loggers itself.

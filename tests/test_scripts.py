@@ -1,7 +1,9 @@
 """The scripts as people run them: train, killed and resumed, evaluated, sampled, prepared, converted, and refused."""
 
+import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -32,7 +34,9 @@ SMALL = (
 )
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen:
+def start(script: str, *arguments: str, largest_file: int | None = None) -> subprocess.Popen:
+    """The script as a process; with `largest_file` it cannot write longer ones: what a full disk does, for root too."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, largest_file))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, script, *arguments],
@@ -41,11 +45,12 @@ def start(script: str, *arguments: str) -> subprocess.Popen:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=None if largest_file is None else limit,
     )
 
 
-def run(script: str, *arguments: str, status: int = 0) -> str:
-    process = start(script, *arguments)
+def run(script: str, *arguments: str, status: int = 0, largest_file: int | None = None) -> str:
+    process = start(script, *arguments, largest_file=largest_file)
     out, err = process.communicate(timeout=600)
     assert process.returncode == status, f"{out}\n{err}"
     return out if status == 0 else err
@@ -102,6 +107,25 @@ def test_killed_and_started_again_it_ends_as_if_unbroken(trained, data, tmp_path
     ]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_last_whole_checkpoint(data, tmp_path):
+    folder = tmp_path / "full"
+    kept = [setting for setting in SMALL if not setting.startswith(("callback.", "trainer.max_steps"))]
+    small = (f"run={folder}", data, *kept, "callback=[checkpoint]", "logger=[csv]", "trainer.save_every=1")
+    run("train.py", *small, "trainer.max_steps=3")
+    size = (folder / "checkpoints" / "step=3.ckpt").stat().st_size
+    error = run("train.py", *small, "trainer.max_steps=5", status=2, largest_file=size // 2)
+    lines = [line for line in error.splitlines() if line.startswith("train.py: ")]
+    assert lines == [
+        f"train.py: {folder}/checkpoints/step=4.ckpt: File too large; nothing was left behind: "
+        "make room and give the same command again"
+    ]
+    assert "Traceback" not in error
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+    assert torch.load(folder / "checkpoints" / "step=3.ckpt", weights_only=True)["global_step"] == 3
+    assert "goes on from step=3.ckpt" in run("train.py", *small, "trainer.max_steps=5")
 
 
 def test_evaluation_gives_the_same_numbers_again_and_in_other_batches(trained, data, tmp_path):

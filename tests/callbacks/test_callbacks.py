@@ -11,6 +11,7 @@ from PIL import Image
 from callbacks.checkpoint import Checkpoint
 from callbacks.layout_score import LayoutScore
 from callbacks.progress import Progress
+from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from metrics.base import SceneMetric
 from models.sampling import to_uint8
@@ -56,12 +57,12 @@ class TestCheckpoint:
     def test_a_full_disk_leaves_those_before_whole_and_no_torn_one(self, short_run, tmp_path):
         for step in (2, 3):
             shutil.copy(folder_of(short_run, "checkpoints") / f"step={step}.ckpt", tmp_path)
-        trainer = short_run[1].trainer
         callback = Checkpoint(folder=str(tmp_path), every=4)
-        with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
-            callback.on_train_batch_end(trainer, short_run[1], None, None, 0)
+        with files_of_at_most(20_000), pytest.raises(OSError, match="File too large; nothing was left") as full:
+            step_ends(callback, short_run)
+        assert full.value.filename == str(tmp_path / "step=4.ckpt")
         assert names(tmp_path) == ["step=2.ckpt", "step=3.ckpt"]
-        callback.on_train_batch_end(trainer, short_run[1], None, None, 0)
+        step_ends(callback, short_run)
         assert names(tmp_path) == ["step=2.ckpt", "step=3.ckpt", "step=4.ckpt"]
         assert is_whole(tmp_path / "step=4.ckpt")
 
@@ -69,8 +70,42 @@ class TestCheckpoint:
         trainer, module = short_run[1].trainer, short_run[1]
         trainer_goes_on = Checkpoint(folder=str(tmp_path / "resumed"), every=1)
         trainer_goes_on.on_train_start(trainer, module)
-        trainer_goes_on.on_train_batch_end(trainer, module, None, None, 0)
+        step_ends(trainer_goes_on, short_run)
         assert not (tmp_path / "resumed").exists()
+
+    def test_a_validation_that_a_kill_cuts_short_comes_again(self, short_run, short, fit, tmp_path, monkeypatch):
+        def killed(*_):
+            raise RuntimeError("killed")
+
+        cfg = short(tmp_path / "killed")
+        with monkeypatch.context() as broken:
+            broken.setattr(SceneDiffusion, "validation_step", killed)
+            with pytest.raises(RuntimeError, match="killed"):
+                fit(cfg)
+        run = cfg, None
+        assert names(folder_of(run, "checkpoints")) == ["step=1.ckpt"]
+        fit(cfg)
+        assert len(logged(run, "validation/loss")) == 2
+        assert logged(run, "validation/loss") == logged(short_run, "validation/loss")
+
+    def test_a_checkpoint_of_a_validated_step_goes_on_where_validation_is_due_elsewhere(
+        self, short_run, short, fit, tmp_path
+    ):
+        folder = tmp_path / "moved"
+        shutil.copytree(short_run[0].run, folder)
+        (folder / "finished.json").unlink()
+        for step in (3, 4):
+            (folder / "checkpoints" / f"step={step}.ckpt").unlink()
+        cfg = short(folder, "trainer.validate_every=3")
+        fit(cfg)
+        assert [step for step, _ in logged((cfg, None), "validation/loss")] == [1, 2]
+        assert logged((cfg, None), "train/loss") == logged(short_run, "train/loss")
+
+
+def step_ends(callback, run):
+    """What a trainer calls at the end of a step and of its validation."""
+    callback.on_train_batch_end(run[1].trainer, run[1], None, None, 0)
+    callback.on_validation_end(run[1].trainer, run[1])
 
 
 @contextlib.contextmanager
