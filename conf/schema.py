@@ -291,7 +291,9 @@ class Convert:
     """Root of `convert.py`."""
 
     run: str | None = None  # a run, or
-    weights: str | None = None  # weights of the method that conditioning=NAME names: a file, a folder, a name on the hub
+    weights: str | None = (
+        None  # weights of the method that conditioning=NAME names: a file, a folder, a name on the hub
+    )
     out: str = MISSING
     form: str = "adapter"  # adapter: a file of the adapter alone; the others are the method's
     average: bool = True  # of a run: the averaged weights; false: those of its last step
@@ -309,13 +311,17 @@ class Convert:
         if self.weights is not None:
             self._check_weights()
         if self.form == "adapter" and not self.out.endswith(".safetensors"):
-            raise ValueError(f"out={self.out}: form=adapter makes a safetensors file; name it with out=FILE.safetensors")
+            raise ValueError(
+                f"out={self.out}: form=adapter makes a safetensors file; name it with out=FILE.safetensors"
+            )
 
     def _check_weights(self) -> None:
         """What weights without a run need, and what only a run has."""
         for group, example in (("conditioning", "boxes"), ("backbone", "sd14")):
             if getattr(self, group) is None:
-                raise ValueError(f"{group}: weights={self.weights} of which {group}? Name it, such as {group}={example}")
+                raise ValueError(
+                    f"{group}: weights={self.weights} of which {group}? Name it, such as {group}={example}"
+                )
         for setting, value, usual in (
             ("average", self.average, True),
             ("adapter", self.adapter, None),

@@ -60,7 +60,9 @@ def test_an_adapter_starts_from_its_file(backbone, file):
 
 
 def test_another_methods_file_is_refused_both_ways(backbone, file, tmp_path):
-    with pytest.raises(ValueError, match=re.escape("holds weights of the method regions; give weights of boxes, or take")):
+    with pytest.raises(
+        ValueError, match=re.escape("holds weights of the method regions; give weights of boxes, or take")
+    ):
         BoxesAdapter(backbone, weights=str(file), init="published")
     save_adapter(BoxesAdapter(backbone), tmp_path / "boxes.safetensors", backbone=backbone)
     refusal("holds weights of the method boxes; give weights of regions", backbone, tmp_path / "boxes.safetensors")
@@ -78,7 +80,11 @@ def test_other_settings_are_named_where_the_shapes_differ(backbone, file):
 def test_what_is_no_adapter_file_is_refused(backbone, file, tmp_path):
     refusal("conditioning.regions.weights: nowhere.safetensors does not exist", backbone, "nowhere.safetensors")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    refusal("other.safetensors is no adapter file; give one that convert.py has written", backbone, tmp_path / "other.safetensors")
+    refusal(
+        "other.safetensors is no adapter file; give one that convert.py has written",
+        backbone,
+        tmp_path / "other.safetensors",
+    )
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     refusal("regions.safetensors cannot be read", backbone, file)

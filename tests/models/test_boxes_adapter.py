@@ -155,7 +155,9 @@ def test_a_scene_without_boxes_is_the_published_null_condition(published):
     folder, gated, backbone = published
     adapter = BoxesAdapter(backbone, slots=30, weights=str(folder), init="published")
     empty = [scene(0), scene(0, id="named only", objects=(SceneObject(phrase="a dog"),)), scene(3).without_layout()]
-    close(ours(backbone, adapter, empty), theirs(backbone, gated, [replace(one, objects=()) for one in empty], slots=30))
+    close(
+        ours(backbone, adapter, empty), theirs(backbone, gated, [replace(one, objects=()) for one in empty], slots=30)
+    )
 
 
 @torch.no_grad()
@@ -200,7 +202,9 @@ def test_gates_say_how_far_they_are_open(sd15, folders):
     stored = load_file(folders / "sd15" / "unet" / "diffusion_pytorch_model.safetensors")
     path = adapter.paths[1]
     assert adapter.gates()[f"{path}.attn"] == pytest.approx(float(stored[f"{path}.fuser.alpha_attn"].tanh()))
-    assert all(module.alpha_attn.shape == (1,) for module in adapter.modules() if isinstance(module, GatedSelfAttention))
+    assert all(
+        module.alpha_attn.shape == (1,) for module in adapter.modules() if isinstance(module, GatedSelfAttention)
+    )
 
 
 # --- what it starts from ------------------------------------------------------------------------------------------------
@@ -239,7 +243,10 @@ def test_it_starts_published_reset_or_fresh(sd15, folders):
         ({"init": "publish"}, "conditioning.boxes.init: 'publish' is unknown; take published, reset, fresh"),
         ({"init": "published"}, "conditioning.boxes.init: published needs conditioning.boxes.weights=FILE"),
         ({"weights": "somewhere"}, "conditioning.boxes.weights: somewhere is not used by init=fresh"),
-        ({"weights": "./nowhere", "init": "published"}, "conditioning.boxes.weights: ./nowhere is no file or folder here"),
+        (
+            {"weights": "./nowhere", "init": "published"},
+            "conditioning.boxes.weights: ./nowhere is no file or folder here",
+        ),
         ({"slots": 0}, "conditioning.boxes.slots: 0 is less than 1"),
         ({"overflow": "random"}, "conditioning.boxes.overflow: 'random' is unknown; take refuse, largest, score"),
         ({"mask": "boxes"}, "conditioning.boxes.mask: 'boxes' is unknown; take none, box"),
@@ -368,11 +375,15 @@ def test_too_many_boxes_leave_the_largest_or_the_surest_in_their_order(sd15, ove
 
 @torch.no_grad()
 def test_too_many_boxes_are_refused_where_nothing_else_is_said(sd15):
-    message = "scene with 5: objects: 5 boxes for conditioning.boxes.slots=4; raise slots, or set conditioning.boxes.overflow"
+    message = (
+        "scene with 5: objects: 5 boxes for conditioning.boxes.slots=4; raise slots, or set conditioning.boxes.overflow"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         payload_of(BoxesAdapter(sd15, slots=4), sd15, scene(5))
     unscored = BoxesAdapter(sd15, slots=4, overflow="score")
     with pytest.raises(ValueError, match=re.escape("scene with 5: objects[0].score: missing")):
         payload_of(unscored, sd15, scene(5))
     absent = scene(4, objects=(*scene(4).objects, SceneObject(phrase="no box")))
-    assert payload_of(BoxesAdapter(sd15, slots=4), sd15, absent).tokens.shape[1] == 6  # a name without a box takes no slot
+    assert (
+        payload_of(BoxesAdapter(sd15, slots=4), sd15, absent).tokens.shape[1] == 6
+    )  # a name without a box takes no slot

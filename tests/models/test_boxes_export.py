@@ -26,7 +26,9 @@ SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "s
 GOLDEN = SHARED / "golden" / "gligen"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # numpy 2 has this against the Euler scheduler of diffusers
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no recorded GLIGEN pipelines at {GOLDEN}")
 SOURCES = ["sd15", "sdxl", pytest.param("sd", marks=needs_golden), pytest.param("xl", marks=needs_golden)]
 

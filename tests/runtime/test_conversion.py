@@ -115,7 +115,9 @@ def test_the_methods_own_refusals_reach_the_caller(gated, tmp_path):
     regions = ("conditioning=regions", "backbone=tiny_sd15", f"out={tmp_path / 'a.safetensors'}")
     refusal("is no adapter file; give one that convert.py has written", *regions, f"weights={gated}")
     out = f"out={tmp_path / 'out'}"
-    refusal("form=diffuser: conditioning.boxes has no such form", *sd14(gated), f"weights={gated}", "form=diffuser", out)
+    refusal(
+        "form=diffuser: conditioning.boxes has no such form", *sd14(gated), f"weights={gated}", "form=diffuser", out
+    )
     missing = f"weights={tmp_path / 'none'}"
     refusal("is no file or folder here", *sd14(gated), missing, f"out={tmp_path / 'a.safetensors'}")
     both = ("conditioning=[boxes,regions]", *sd14(gated)[1:], f"weights={gated}", f"out={tmp_path / 'a.safetensors'}")
@@ -189,7 +191,7 @@ def test_a_runs_refusals(short_run, tmp_path):
             ["weights=a", "conditioning=boxes", "backbone=sd14", "average=false", "out=a.safetensors"],
             "average=False: only a run has that",
         ),
-        (["weights=a", "conditioning=boxes", "backbone=sd41", "out=a.safetensors"], "did you mean sd14?"),
+        (["weights=a", "conditioning=boxes", "backbone=sd144", "out=a.safetensors"], "did you mean sd14?"),
         (["run=a", "out=a.safetensors", "forms=diffusers"], "did you mean form?"),
     ],
 )
