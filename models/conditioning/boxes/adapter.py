@@ -236,6 +236,14 @@ class BoxesAdapter(Adapter):
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Grounding tokens and their bias for B scenes; a scene without boxes is the published null condition.
 
+        Args:
+            scenes: B scenes.
+            text: encodes their phrases.
+            latent_size: (h, w) cells.
+
+        Returns:
+            A `BoxPayload`.
+
         Raises:
             ValueError: a scene with more boxes than slots, where `overflow` is "refuse", or one with a box and no phrase.
         """

@@ -8,6 +8,8 @@ Legend: B pictures, T prompt tokens, C their width, P width of the pooled prompt
 """
 
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -39,13 +41,13 @@ class BoxesPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae,
-        text_encoder,
-        tokenizer,
-        unet,
-        scheduler,
-        text_encoder_2=None,
-        tokenizer_2=None,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
         gligen_slots: int = 30,
         force_zeros_for_empty_prompt: bool = True,
     ):
@@ -66,20 +68,20 @@ class BoxesPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt,
-        gligen_phrases=None,
-        gligen_boxes=None,
-        gligen_scheduled_sampling_beta=0.3,
-        negative_prompt=None,
-        guidance_scale=None,
-        num_inference_steps=50,
-        height=None,
-        width=None,
-        generator=None,
-        latents=None,
-        output_type="pil",
-        return_dict=True,
-    ):
+        prompt: str | Sequence[str],
+        gligen_phrases: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        gligen_boxes: Sequence[Any] | None = None,
+        gligen_scheduled_sampling_beta: float = 0.3,
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int = 50,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
         """Draws B pictures.
 
         Args:
@@ -141,11 +143,11 @@ class BoxesPipeline(DiffusionPipeline):
                 prediction = without + guidance_scale * (within - without)
             state = self.scheduler.step(prediction, time, state, return_dict=False, **extra)[0]
 
-        images = state if output_type == "latent" else self._decode(state, output_type)
+        images: Any = state if output_type == "latent" else self._decode(state, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _layouts(self, phrases, boxes, count):
+    def _layouts(self, phrases: Any, boxes: Any, count: int) -> list[tuple[Any, Any]]:
         """B pairs of phrases and boxes."""
         phrases, boxes = list(phrases or []), list(boxes or [])
         if not phrases or isinstance(phrases[0], str):
@@ -160,9 +162,9 @@ class BoxesPipeline(DiffusionPipeline):
                 raise ValueError(
                     f"gligen_boxes: picture {place} has {len(placed)} boxes for {len(named)} phrases; give one for each"
                 )
-            if len(named) > self.config.gligen_slots:
+            if len(named) > self.config["gligen_slots"]:
                 raise ValueError(
-                    f"gligen_boxes: picture {place} has {len(placed)} boxes for {self.config.gligen_slots} slots; give fewer"
+                    f"gligen_boxes: picture {place} has {len(placed)} boxes for {self.config['gligen_slots']} slots; give fewer"
                 )
             for box in placed:
                 if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
@@ -171,7 +173,7 @@ class BoxesPipeline(DiffusionPipeline):
                     )
         return list(zip(phrases, boxes, strict=True))
 
-    def _read(self, tokenizer, encoder, strings, padding):
+    def _read(self, tokenizer: Any, encoder: Any, strings: list[str], padding: bool | str) -> tuple[Any, ...]:
         """Last and last but one hidden states (M, T, C), pooled (M, C) and projected vectors (M, P), where there is one."""
         longest = max(len(row) for row in tokenizer(strings, truncation=False, verbose=False).input_ids)
         if longest > tokenizer.model_max_length:
@@ -186,7 +188,7 @@ class BoxesPipeline(DiffusionPipeline):
         projected = None if projection is None else projection(pooled)
         return found.last_hidden_state, found.hidden_states[-2], pooled, projected
 
-    def _captions(self, captions):
+    def _captions(self, captions: list[str]) -> tuple[Any, Any]:
         """Prompt tokens (B, T, C) and the pooled prompt (B, P), None for SD."""
         last, penultimate, _, _ = self._read(self.tokenizer, self.text_encoder, captions, "max_length")
         if self.text_encoder_2 is None:
@@ -194,7 +196,7 @@ class BoxesPipeline(DiffusionPipeline):
         _, second, _, projected = self._read(self.tokenizer_2, self.text_encoder_2, captions, "max_length")
         return torch.cat([penultimate, second], dim=-1), projected
 
-    def _phrases(self, phrases):
+    def _phrases(self, phrases: list[str]) -> torch.Tensor:
         """A vector (M, C) for each phrase: the pooled output, in SDXL with the second encoder's projected one beside it."""
         _, _, pooled, _ = self._read(self.tokenizer, self.text_encoder, phrases, True)
         if self.text_encoder_2 is None:
@@ -202,7 +204,9 @@ class BoxesPipeline(DiffusionPipeline):
         _, _, _, projected = self._read(self.tokenizer_2, self.text_encoder_2, phrases, True)
         return torch.cat([pooled, projected], dim=-1)
 
-    def _conditions(self, prompts, negative, guided, size):
+    def _conditions(
+        self, prompts: list[str], negative: str | Sequence[str] | None, guided: bool, size: tuple[int, int]
+    ) -> dict[str, Any]:
         """What the UNet takes beside latents and time; with guidance the unguided half comes first."""
         tokens, pooled = self._captions(prompts)
         if guided:
@@ -212,7 +216,7 @@ class BoxesPipeline(DiffusionPipeline):
                     f"negative_prompt: {len(captions)} for {len(prompts)} prompts; give one for all, or one for each"
                 )
             other, other_pooled = self._captions(captions)
-            if negative is None and pooled is not None and self.config.force_zeros_for_empty_prompt:
+            if negative is None and pooled is not None and self.config["force_zeros_for_empty_prompt"]:
                 other, other_pooled = torch.zeros_like(other), torch.zeros_like(other_pooled)
             tokens = torch.cat([other, tokens])
             pooled = None if pooled is None else torch.cat([other_pooled, pooled])
@@ -224,9 +228,9 @@ class BoxesPipeline(DiffusionPipeline):
             conditions["added_cond_kwargs"] = {"text_embeds": pooled.to(dtype), "time_ids": ids}
         return conditions
 
-    def _grounding(self, layouts, guided):
+    def _grounding(self, layouts: list[tuple[Any, Any]], guided: bool) -> dict[str, torch.Tensor]:
         """Boxes (B, S, 4), phrase vectors (B, S, C) and masks (B, S) for the UNet; the unguided half is masked out."""
-        count, slots = len(layouts), self.config.gligen_slots
+        count, slots = len(layouts), self.config["gligen_slots"]
         device, dtype = self._execution_device, self.unet.dtype
         boxes = torch.zeros(count, slots, 4, device=device, dtype=dtype)
         vectors = torch.zeros(count, slots, self.unet.config.cross_attention_dim, device=device, dtype=dtype)
@@ -241,7 +245,7 @@ class BoxesPipeline(DiffusionPipeline):
             masks = torch.cat([torch.zeros_like(masks), masks])
         return {"boxes": boxes, "positive_embeddings": vectors, "masks": masks}
 
-    def _start(self, latents, count, height, width, generator):
+    def _start(self, latents: torch.Tensor | None, count: int, height: int, width: int, generator: Any) -> torch.Tensor:
         """Latents (B, 4, h, w) at the scheduler's first noise level."""
         shape = (
             count,
@@ -255,7 +259,7 @@ class BoxesPipeline(DiffusionPipeline):
             raise ValueError(f"latents: {tuple(latents.shape)} for {shape}; give them in this shape, or leave them out")
         return latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
 
-    def _decode(self, latents, output_type):
+    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         """Pictures of latents; SDXL's autoencoder overflows in half precision, so it decodes in single."""
         config, dtype = self.vae.config, self.vae.dtype
         upcast = dtype == torch.float16 and getattr(config, "force_upcast", False)
