@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.batch import collate
@@ -15,6 +16,7 @@ from datamodules.sources.shapes import Shapes
 from lightning_modules.regions import Regions
 from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
+from models.backbones.stable_diffusion import StableDiffusion
 from runtime.build import build_backbone, build_data, build_module, build_trainer
 from runtime.evaluation import load_module
 from runtime.run_directory import RunDirectory
@@ -116,6 +118,18 @@ class TestStep:
         module.on_save_checkpoint(checkpoint)
         assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"backbone", "average"}
         module.on_load_checkpoint(checkpoint)
+
+    def test_a_unet_that_inpaints_is_refused_before_the_first_batch(self, short, backbone_named, tmp_path):
+        parts = backbone_named("tiny_sd15")
+        unet = UNet2DConditionModel.from_config({**parts.unet.config, "in_channels": 9})
+        towers = list(parts.text.towers)
+        backbone = StableDiffusion(unet=unet, vae=parts.vae, towers=towers, scheduler_config=parts.scheduler_config)
+        cfg = short(tmp_path / "run", "callback=[]", "logger=[csv]", without=["callback"])
+        module, trainer = build_module(cfg, backbone=backbone), build_trainer(cfg)
+        with pytest.raises(ValueError, match="^backbone: this UNet was trained to inpaint") as caught:
+            trainer.fit(module, datamodule=build_data(cfg))
+        assert "\n" not in str(caught.value)
+        assert trainer.global_step == 0
 
 
 class TestCheckpoint:

@@ -108,9 +108,7 @@ def test_without_guidance_the_denoiser_sees_each_scene_once(shapes, conditioning
 
 # diffusers 0.42 turns a tensor into an array in a way that numpy 2 warns of
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "settings"), [*((name, {"guidance": 1.0}) for name in SAMPLERS), ("ddim", {}), ("ddim", {"eta": 1.0})]
-)
+@pytest.mark.parametrize(("name", "settings"), [("ddim", {}), ("ddim", {"eta": 1.0}), ("dpm_solver", {})])
 def test_a_picture_does_not_depend_on_its_batch(name, settings, sampler_named, shapes, conditioning):
     sampler = sampler_named(name, **settings)
     together = sampler(shapes, conditioning, SCENES, seed=5)
@@ -119,6 +117,23 @@ def test_a_picture_does_not_depend_on_its_batch(name, settings, sampler_named, s
     for place in range(3):
         alone = sampler(shapes, conditioning, SCENES[[place]], seed=5)
         torch.testing.assert_close(alone[0], together[place], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_latents_do_not_depend_on_their_batch(name, sampler_named, backbone_named):
+    # not on shapes: its schedule ends in pure noise, where Euler's latents are thousands and fp32 rounds them coarsely
+    sampler, backbone = sampler_named(name), backbone_named("tiny_sd15")
+    conditioning = awake(backbone)
+    conditioning.attach(backbone.unet)
+    try:
+        together = sampler(backbone, conditioning, SCENES, seed=5, decode=False)
+        alone = [sampler(backbone, conditioning, SCENES[[place]], seed=5, decode=False)[0] for place in range(3)]
+    finally:
+        conditioning.detach(backbone.unet)
+    assert together.isfinite().all()
+    scale = together.abs().max()
+    torch.testing.assert_close(torch.stack(alone) / scale, together / scale, atol=1e-5, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

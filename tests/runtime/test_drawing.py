@@ -1,0 +1,52 @@
+"""What `sample.py` saves, and which pictures it cannot keep."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.composition import compose
+from runtime.drawing import draw
+from runtime.run_directory import load_run_config
+
+SCENE = Path(__file__).parents[2] / "examples" / "four_shapes.json"
+ORANGE = (255, 127, 0)
+
+
+@pytest.fixture
+def sheet(short_run, tmp_path):
+    """sheet(*overrides): the pixels of the sheet that `sample.py` draws with the short run."""
+    run, _ = short_run
+
+    def drawn(*overrides):
+        out = tmp_path / "sheet.png"
+        cfg = compose("sample", [f"run={run.run}", f"scene={SCENE}", f"out={out}", *overrides])
+        draw(cfg, load_run_config(cfg.run, cfg))
+        with Image.open(out) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    return drawn
+
+
+def share_of(colour, pixels):
+    return float((pixels == colour).all(axis=-1).mean())
+
+
+def test_a_given_picture_is_kept_outside_the_boxes_and_shown_beside(sheet, tmp_path):
+    Image.new("RGB", (50, 40), ORANGE).save(tmp_path / "given.png")
+    without, given = sheet(), sheet(f"inpaint={tmp_path / 'given.png'}", "paste_back=true")
+    assert given.shape == without.shape
+    assert share_of(ORANGE, without) < 0.01
+    columns = np.array_split(given, 4, axis=1)
+    assert share_of(ORANGE, columns[3]) > 0.8
+    assert 0.1 < share_of(ORANGE, columns[2]) < 0.8
+    assert share_of(ORANGE, columns[0]) < 0.01
+
+
+def test_what_is_no_picture_is_refused_in_one_line(sheet, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "nowhere.png"):
+        with pytest.raises(ValueError, match=f"^inpaint: .*{name} is no picture that can be read") as caught:
+            sheet(f"inpaint={tmp_path / name}")
+        assert "\n" not in str(caught.value)
