@@ -169,7 +169,7 @@ def test_a_moved_run_knows_where_it_is(run: RunDirectory, tmp_path: Path) -> Non
 
 def test_what_evaluation_sets_is_laid_over_the_run(run: RunDirectory) -> None:
     was = load_run_config(run.path)
-    overrides = [f"run={run.path}", "sampler=dpm_solver", "++trainer.devices=2", "++backbone.resolution=64"]
+    overrides = [f"run={run.path}", "sampler=euler", "++trainer.devices=2", "++backbone.resolution=64"]
     evaluate = compose("evaluate", overrides)
     now = load_run_config(run.path, evaluate)
     assert now.sampler == evaluate.sampler  # the whole node: another class
