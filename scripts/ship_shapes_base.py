@@ -26,7 +26,7 @@ def main(*runs: str, out: Path = OUT) -> str:
     """Writes the file and prints its hash and the recipe's.
 
     Args:
-        runs: the run directories of every stage, the first stage first.
+        *runs: the run directories of every stage, the first stage first.
         out: the file to write.
 
     Returns:
