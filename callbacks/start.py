@@ -27,6 +27,10 @@ class StartFrom(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Takes the weights and their average; other methods, backbones or shapes are refused.
 
+        Args:
+            trainer: the trainer.
+            pl_module: the module that starts.
+
         Raises:
             ValueError: the checkpoint does not fit; it is named.
         """

@@ -38,6 +38,9 @@ def build_conditioning(cfg: DictConfig, backbone: Backbone, *, restored: bool = 
         cfg: the run's configuration.
         backbone: the diffusion model.
         restored: a checkpoint will be loaded, so that what the adapters would start from is not read.
+
+    Returns:
+        The adapters as one.
     """
     import torch
 
@@ -84,6 +87,12 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
 
 def _optimizer(node: dict[str, Any]) -> functools.partial[torch.optim.Optimizer]:
     """The optimizer that waits for its parameters.
+
+    Args:
+        node: its class under `_target_`, `learning_rate`, and the class's own arguments; null ones are left to the class.
+
+    Returns:
+        Called with the parameters, it gives the optimizer.
 
     Raises:
         ValueError: its package is not installed.

@@ -65,7 +65,13 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
 
 
 def checkpoint_of(start: str) -> Path:
-    """The checkpoint that `start_from` means: the file, or the newest whole one of a run's folder.
+    """The checkpoint that `start_from` means.
+
+    Args:
+        start: a checkpoint, or a run's folder.
+
+    Returns:
+        The file, or the newest whole one of the folder.
 
     Raises:
         RunError: neither.
