@@ -9,7 +9,7 @@ Legend: B pictures, T prompt tokens, C their width, P width of the pooled prompt
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -114,8 +114,8 @@ class BoxesPipeline(DiffusionPipeline):
         if guidance_scale is None:
             guidance_scale = 7.5 if self.text_encoder_2 is None else 5.0
         guided, device = guidance_scale > 1, self._execution_device
-        height = height or self.unet.config.sample_size * self.vae_scale_factor
-        width = width or self.unet.config.sample_size * self.vae_scale_factor
+        side = int(self.unet.config.sample_size) * self.vae_scale_factor
+        height, width = int(height or side), int(width or side)
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ValueError(
                 f"height, width: {height} x {width} are no multiples of {self.vae_scale_factor}; round them"
@@ -129,7 +129,8 @@ class BoxesPipeline(DiffusionPipeline):
         state = self._start(latents, len(prompts), height, width, generator)
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in accepted else {}
-        for place, time in enumerate(self.progress_bar(timesteps)):
+        steps: Any = cast(Any, self).progress_bar(timesteps)
+        for place, time in enumerate(steps):
             twice = torch.cat([state] * 2) if guided else state
             prediction = self.unet(
                 self.scheduler.scale_model_input(twice, time),
