@@ -1,0 +1,84 @@
+"""The published recipes of boxes run at tiny size, go on after a stop, and continue one another."""
+
+import pytest
+import torch
+
+from datamodules.shards import write_shards
+from datamodules.sources.shapes import Shapes
+from runtime.composition import compose
+from runtime.run_directory import RunDirectory
+
+RECIPES = {
+    "gligen_coco_sd14": ("tiny_sd15", "coco"),
+    "igligen_sa1b_sd21": ("tiny_sd21", "sa1b"),
+    "igligen_sa1b_sdxl_512": ("tiny_sdxl", "sa1b"),
+    "igligen_sa1b_sdxl_1024": ("tiny_sdxl", "sa1b"),
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    write_shards(Shapes(count=8, size=64), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(shards):
+    """recipe(name, run, *overrides): a recipe with its tiny backbone at 64 px on a CPU."""
+
+    def composed(name, run, *overrides):
+        backbone, data = RECIPES[name]
+        small = (
+            "batch_size=2",
+            "trainer.accumulate=1",
+            "trainer.max_steps=2",
+            "trainer.save_every=1",
+            "data.workers=0",
+        )
+        return compose(
+            "train",
+            [
+                f"experiment={name}",
+                f"backbone={backbone}",
+                "backbone.resolution=64",
+                f"data={data}",
+                "data.resolution=64",
+                f"data.shards={shards}",
+                "trainer=cpu",
+                "optimizer=adamw",
+                "logger=[csv]",
+                "callback=[gates,checkpoint]",
+                f"run={run}",
+                *small,
+                *overrides,
+            ],
+        )
+
+    return composed
+
+
+def last(run):
+    return torch.load(RunDirectory(run).newest_checkpoint(), weights_only=True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_stopped_recipe_ends_as_an_unbroken_one(name, recipe, fit, tmp_path):
+    fit(recipe(name, tmp_path / "whole"))
+    fit(recipe(name, tmp_path / "stopped"))
+    (tmp_path / "stopped" / "checkpoints" / "step=2.ckpt").unlink()
+    (tmp_path / "stopped" / "finished.json").unlink()
+    fit(recipe(name, tmp_path / "stopped"))
+    whole, stopped = last(tmp_path / "whole")["state_dict"], last(tmp_path / "stopped")["state_dict"]
+    assert whole
+    assert all(torch.equal(tensor, stopped[key]) for key, tensor in whole.items())
+
+
+def test_the_second_stage_goes_on_from_the_first(recipe, fit, tmp_path, capsys):
+    fit(recipe("igligen_sa1b_sdxl_512", tmp_path / "first"))
+    still = ("optimizer.learning_rate=0", f"start_from={tmp_path / 'first'}")
+    fit(recipe("igligen_sa1b_sdxl_1024", tmp_path / "second", *still))
+    first, second = last(tmp_path / "first")["state_dict"], last(tmp_path / "second")["state_dict"]
+    weights = [key for key in first if key.startswith("adapters.")]
+    assert all(torch.equal(first[key], second[key]) for key in weights)
+    assert "starts from" in capsys.readouterr().out
