@@ -33,11 +33,11 @@ class Text:
 
     Attributes:
         prompt: the caption as the denoiser takes it.
-        phrases: encodes M strings, each distinct one once.
+        phrases: encodes M strings, each distinct one once; its options are those of `TextTowers.encode_phrases`.
     """
 
     prompt: Prompt
-    phrases: Callable[[Sequence[str]], PhraseFeatures]
+    phrases: Callable[..., PhraseFeatures]
 
 
 @dataclass(frozen=True, kw_only=True)
