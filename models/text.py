@@ -131,8 +131,8 @@ def _byte_characters() -> list[str]:
 class TextTower(nn.Module):
     """One CLIP tokenizer with one CLIP text encoder.
 
-    No attention mask is given unless asked for, as in the published pipelines: the encoder is causal, so tokens after the end token cannot
-    reach those before it, and a trimmed string gives the features of a padded one.
+    No attention mask is given unless asked for, as in the published pipelines: the encoder is causal, so tokens after the
+    end token cannot reach those before it, and a trimmed string gives the features of a padded one.
 
     Args:
         tokenizer: its `model_max_length` is the length of a padded caption.

@@ -73,6 +73,10 @@ class Adapter(nn.Module, ABC):
         """Figures that tell whether the method has begun to act, for the log."""
         return {}
 
+    def counts(self) -> dict[str, int]:
+        """What did not fit so far, for the log: nothing is left out in silence."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments that its weights depend on, as plain values; files of its weights carry them."""
         return {}

@@ -151,10 +151,13 @@ class RegionsAdapter(Adapter):
         return dict(zip(self.paths, self.attentions, strict=True))
 
     def gates(self) -> dict[str, float]:
-        """Mean magnitude of each output projection, by block path: 0 at initialisation; then what was cut and left out."""
+        """Mean magnitude of each output projection, by block path: 0 at initialisation."""
         attentions = cast(list[RegionalAttention], list(self.attentions))
-        figures = gate_figures({path: each.gate for path, each in zip(self.paths, attentions, strict=True)})
-        return figures | {"text_cut": float(self.text_cut), "regions_left_out": float(self.regions_left_out)}
+        return gate_figures({path: each.gate for path, each in zip(self.paths, attentions, strict=True)})
+
+    def counts(self) -> dict[str, int]:
+        """Tokens that were cut, and regions beyond the limit."""
+        return {"tokens": self.text_cut, "regions": self.regions_left_out}
 
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Region tokens and where they apply, for B scenes; a scene without boxes is the null condition.
@@ -164,9 +167,7 @@ class RegionsAdapter(Adapter):
         sizes = [(-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level)) for level in self.levels]
         texts = [[self._text_of(item) for item in scene.objects] for scene in scenes.scenes]
         if self.variant == "union":
-            payload = union_payload(
-                scenes, texts, text, sizes, tokens_of=self.position_net, places_of=self.places
-            )
+            payload = union_payload(scenes, texts, text, sizes, tokens_of=self.position_net, places_of=self.places)
             return AdapterOutput(payload=payload)
         return AdapterOutput(payload=self._regional(scenes, texts, text, latent_size, sizes))
 

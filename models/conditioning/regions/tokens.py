@@ -250,9 +250,7 @@ def _gather(pack: _Pack, phrases: Callable[..., PhraseFeatures], device: torch.d
         offsets |= {(string, padded): begin + place * length for place, string in enumerate(strings)}
         features.append(found.last_hidden.to(device).flatten(0, 1))
         begin += len(strings) * length
-    where = [
-        offsets[run.string, run.padded] + position for run in pack.runs for position in range(run.start, run.end)
-    ]
+    where = [offsets[run.string, run.padded] + position for run in pack.runs for position in range(run.start, run.end)]
     boxes = [run.box for run in pack.runs for _ in range(run.start, run.end)]
     chosen = torch.tensor(where, dtype=torch.int64, device=device)
     return torch.cat(features).index_select(0, chosen), torch.tensor(boxes, device=device)

@@ -50,15 +50,21 @@ def read_regional(path: str, *, variant: str) -> dict[str, Tensor]:
     """
     what, where = f"conditioning.regions.weights: {path}", Path(path)
     if variant == "union":
-        raise ValueError(f"{what} is no adapter file, and variant=union has no published weights; take variant=ca or casa")
+        raise ValueError(
+            f"{what} is no adapter file, and variant=union has no published weights; take variant=ca or casa"
+        )
     if where.is_dir():
         tensors = _of_folder(where, what, variant)
     elif where.is_file():
-        tensors = read_tensors(where, what, wanted=_is_regional) if where.suffix == SUFFIX else _of_checkpoint(where, what)
+        tensors = (
+            read_tensors(where, what, wanted=_is_regional) if where.suffix == SUFFIX else _of_checkpoint(where, what)
+        )
     else:
         raise ValueError(f"{what} does not exist; give an adapter file, a published folder or a checkpoint")
     if not tensors:
-        raise ValueError(f"{what} holds no regional weights; give what init_regional_unet.py or its training has written")
+        raise ValueError(
+            f"{what} holds no regional weights; give what init_regional_unet.py or its training has written"
+        )
     found = "casa" if any(".fuser.self_attn." in key for key in tensors) else "ca"
     _check_variant(found, variant, what)
     return tensors
@@ -83,7 +89,9 @@ def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
     for suffix in (SUFFIX, ".bin"):
         plain = re.compile(rf"diffusion_pytorch_model(-\d+-of-\d+)?{re.escape(suffix)}")
         if files := sorted(each for each in folder.iterdir() if plain.fullmatch(each.name)):
-            return {key: value for each in files for key, value in read_tensors(each, what, wanted=_is_regional).items()}
+            return {
+                key: value for each in files for key, value in read_tensors(each, what, wanted=_is_regional).items()
+            }
     raise ValueError(f"{what} has no diffusion_pytorch_model file; give a folder that diffusers has written")
 
 
@@ -114,4 +122,6 @@ def _is_regional(key: str) -> bool:
 
 def _check_variant(found: str, variant: str, what: str) -> None:
     if found != variant:
-        raise ValueError(f"{what} is of variant={found}, this adapter of {variant}; set conditioning.regions.variant={found}")
+        raise ValueError(
+            f"{what} is of variant={found}, this adapter of {variant}; set conditioning.regions.variant={found}"
+        )
