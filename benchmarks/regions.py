@@ -18,6 +18,7 @@ for the backward pass, weights not counted. The stack of 70 is composed of its t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -58,9 +59,7 @@ class Cost:
     flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            seconds=self.seconds + other.seconds, kept=self.kept + other.kept, flops=self.flops + other.flops
-        )
+        return Cost(seconds=self.seconds + other.seconds, kept=self.kept + other.kept, flops=self.flops + other.flops)
 
     def times(self, count: int) -> Cost:
         """The same for `count` layers."""
@@ -83,7 +82,11 @@ class Bench:
         words = {word for scene in self.scenes for item in scene.objects for word in item.phrase.split()}
         tokenizer = word_tokenizer(sorted(words), max_length=77)
         config = CLIPTextConfig(  # one layer of the real width: what it says does not matter, its shape does
-            vocab_size=len(tokenizer), hidden_size=CONTEXT, intermediate_size=64, num_hidden_layers=1, num_attention_heads=16
+            vocab_size=len(tokenizer),
+            hidden_size=CONTEXT,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=16,
         )
         torch.manual_seed(0)
         self.text = TextTowers([TextTower(tokenizer, CLIPTextModel(config).eval())]).requires_grad_(False)
@@ -119,7 +122,7 @@ class Bench:
         level = region_level(regions, words.rows, (side, side), rasterise="exact", within=variant == "casa")
         held = level.bias.isfinite().sum(-1).flatten().float()  # tokens of each block's region
         own = held.repeat_interleave(level.query.shape[1])[level.place]
-        seen = 0.0 if level.together is None else float(level.together.sum())
+        seen = 0.0 if level.together is None else float((level.together == 0).sum())
         payload = RegionPayload(tokens=self.network(words.features, words.boxes), levels={side * side: level})
         work = {"regions": len(rows), "tokens": len(words.features), "pairs": float(own.sum()), "seen": seen}
         return self._moved(payload), work
@@ -211,7 +214,8 @@ def one_kind(
     inputs, _ = bench.published(bench.scenes[0], pixels, side)
     tokens = inputs[0].requires_grad_()
     slow = bench.measure(
-        lambda: published_attention(layer, hidden, tokens, *inputs[1:]), rounds=1 if bench.device == "cpu" else bench.rounds
+        lambda: published_attention(layer, hidden, tokens, *inputs[1:]),
+        rounds=1 if bench.device == "cpu" else bench.rounds,
     )
     slow = Cost(
         seconds=slow.seconds, kept=slow.kept, flops=published_flops(length=length, width=width, variant=variant)
@@ -222,7 +226,7 @@ def one_kind(
     for scene in bench.scenes:
         payload, work = bench.ours(scene, pixels, side, variant)
         payload.tokens.requires_grad_()
-        fast = bench.measure(lambda: run(hidden, payload), rounds=bench.rounds)
+        fast = bench.measure(functools.partial(run, hidden, payload), rounds=bench.rounds)
         inputs, slots = bench.published(scene, pixels, side)
         note = f"{slots} regions, {work['tokens']} distinct tokens"
         if slots <= SLOTS:
@@ -232,7 +236,7 @@ def one_kind(
         flops = needed_flops(length=length, width=width, work=work, variant=variant)
         with torch.no_grad():
             kept = RegionPayload(tokens=payload.tokens, levels=payload.levels, kept=(layer.project(payload.tokens),))
-            seconds = _quickest(lambda: layer(hidden, kept), bench)
+            seconds = _quickest(functools.partial(layer, hidden, kept), bench)
         costs[scene.id] = {
             "published": slow,
             "ours": Cost(seconds=fast.seconds, kept=fast.kept, flops=flops),

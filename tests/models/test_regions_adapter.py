@@ -40,28 +40,29 @@ SIZE = (12, 16)
 # recorded tensors ---------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("variant", ["ca", "casa"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
-def test_a_layer_gives_the_recorded_tensors(case, variant):
+def close(found, recorded, share=1e-5):
+    """Equal to a share of the largest number: those of the recorded layers go up to hundreds."""
+    assert (found - recorded).abs().max() <= share * max(1.0, float(recorded.abs().max()))
+
+
+def recorded_layer(case, variant):
+    """(layer, hidden states, what ours reads, what the loop reads, recorded output) of a case."""
     tensors = load_file(RECORDED / case["file"])
     hidden, tokens, mask = (tensors[key] for key in ("in.hidden_states", "out.text_feat", "in.cross_attention_mask"))
-    real = int(tensors["in.object_masks"].sum())
-    masks, unions = (tensors[f"in.{name}"][0, :real].bool() for name in ("reorg_masks", "reorg_union_masks"))
+    real, (side, width) = int(tensors["in.object_masks"].sum()), (int(hidden.shape[1] ** 0.5), hidden.shape[2])
+    masks, unions = (tensors[f"in.{name}"] for name in ("reorg_masks", "reorg_union_masks"))
     bias = mask[0, :real].masked_fill(mask[0, :real] < -500, -torch.inf)
-    count, length = bias.shape
+    every = torch.ones(1, *unions.shape[2:], dtype=torch.bool)
     regions = BatchRegions(
-        index=masks.int().argmax(0)[None].where(masks.any(0), -1),
-        owner=[0] * count,
+        index=masks[:, :real].argmax(1),
+        owner=[0] * real,
         members=[],
         iou=[],
-        unions=torch.cat([unions, torch.ones(1, *unions.shape[1:], dtype=torch.bool)]),
+        unions=torch.cat([unions[0, :real].bool(), every]),
         left_out=0,
     )
-    rows = RegionRows(tokens=torch.arange(count * length).view(count, length), bias=bias)
-    side = int(hidden.shape[1] ** 0.5)
+    rows = RegionRows(tokens=torch.arange(bias.numel()).view(bias.shape), bias=bias)
     level = region_level(regions, rows, (side, side), rasterise="published", within=True)
-    width = hidden.shape[2]
     site = BlockSite(
         path="", width=width, heads=case["heads"], head_width=width // case["heads"], cross_width=48, level=0
     )
@@ -69,7 +70,32 @@ def test_a_layer_gives_the_recorded_tensors(case, variant):
     prefix = f"fuser_{variant}."
     layer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     payload = RegionPayload(tokens=tokens.flatten(0, 2), levels={side**2: level})
-    torch.testing.assert_close(layer(hidden, payload), tensors[f"out.{variant}"], atol=1e-5, rtol=0)
+    padded = [torch.nn.functional.interpolate(each.float(), (side, side)).flatten(2) for each in (masks, unions)]
+    return layer, hidden, payload, (tokens, mask, *padded), tensors[f"out.{variant}"]
+
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
+variants = pytest.mark.parametrize("variant", ["ca", "casa"])
+
+
+@torch.no_grad()
+@variants
+@cases
+def test_a_layer_gives_the_recorded_tensors(case, variant):
+    layer, hidden, payload, _, recorded = recorded_layer(case, variant)
+    # logits of the recorded self-attention are in the thousands: its numbers themselves are up to 6e-5 of the largest away from
+    # the same in double precision
+    close(layer(hidden, payload), recorded, share={"ca": 1e-5, "casa": 5e-5}[variant])
+
+
+@torch.no_grad()
+@variants
+@cases
+def test_a_recorded_layer_is_the_loop_in_double_precision(case, variant):
+    layer, hidden, payload, padded, _ = recorded_layer(case, variant)
+    wide = RegionPayload(tokens=payload.tokens.double(), levels=payload.levels)
+    expected = published_attention(layer.double(), hidden.double(), *(each.double() for each in padded))
+    close(layer(hidden.double(), wide), expected, share=1e-8)
 
 
 @torch.no_grad()
@@ -80,7 +106,7 @@ def test_the_token_network_gives_the_recorded_tensors():
     network.load_state_dict(own)
     real = int(tensors["in.object_masks"].sum())
     found = network(tensors["in.text_embeddings"][:, :real], tensors["in.bbox_embeddings"][:, :real])
-    torch.testing.assert_close(found, tensors["out.text_feat"][:, :real], atol=1e-5, rtol=0)
+    close(found, tensors["out.text_feat"][:, :real])
 
 
 def recorded_backbone(variant):
@@ -111,7 +137,7 @@ def recorded_backbone(variant):
 
 @recorded_unets
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["ca", "casa"])
+@variants
 def test_the_unet_gives_the_recorded_noise(variant):
     folder = SHARED / f"regional_unet_{variant}"
     backbone = recorded_backbone(variant)
@@ -180,7 +206,7 @@ def sdxl(backbone_named):
 
 @long_texts
 @pytest.mark.parametrize("rasterise", ["exact", "published"])
-@pytest.mark.parametrize("variant", ["ca", "casa"])
+@variants
 @pytest.mark.parametrize("count", [1, 4, 13, 60])
 def test_values_and_gradients_are_those_of_the_loop(count, variant, rasterise, sdxl):
     adapter = awake(sdxl, variant=variant, rasterise=rasterise)
@@ -340,7 +366,7 @@ EXTREMES = {
 
 @long_texts
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["ca", "casa"])
+@variants
 @pytest.mark.parametrize("rasterise", ["exact", "published"])
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extreme_layouts_give_finite_numbers(name, rasterise, variant, sdxl):
@@ -362,6 +388,7 @@ def test_boxes_without_area_are_no_scenes():
         scene(("dot", (0.5, 0.5, 0.5, 0.6)))
 
 
+@torch.no_grad()
 def test_regions_beyond_the_limit_get_the_null_feature_and_are_counted(sdxl):
     one = random_scene(8, 2)
     adapter = awake(sdxl, max_regions=3, overflow="per_object").eval()
@@ -372,7 +399,7 @@ def test_regions_beyond_the_limit_get_the_null_feature_and_are_counted(sdxl):
     assert 0 < level.covered.sum() < 48
     present = slots_needed([one], SIZE, rasterise="exact")
     assert adapter.counts() == {"tokens": 0, "regions": present - 3}
-    layer, hidden = adapter.attentions[0], torch.randn(1, 96, adapter.attentions[0].null_text_feat.shape[0])
+    layer, hidden = adapter.attentions[0], torch.randn(1, 48, adapter.attentions[0].null_text_feat.shape[0])
     found, expected = layer(hidden, payload), layer(hidden, every)
     inside = level.covered[0, :, 0]
     torch.testing.assert_close(found[0, inside], expected[0, inside], atol=1e-5, rtol=1e-5)
@@ -422,7 +449,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd15", "tiny_sdxl"])
-@pytest.mark.parametrize("variant", ["ca", "casa"])
+@variants
 def test_published_folders_checkpoints_and_own_files_come_and_go(variant, kind, backbone_named, tmp_path):
     backbone = backbone_named(kind)
     adapter = awake(backbone, variant=variant)

@@ -198,8 +198,15 @@ class RegionsAdapter(Adapter):
         self.regions_left_out += regions.left_out
         tokens = self.position_net(words.features, words.boxes)
         levels = {
-            h * w: region_level(regions, words.rows, (h, w), rasterise=self.rasterise, within=self.variant == "casa")
-            for h, w in sizes
+            size[0] * size[1]: region_level(
+                regions,
+                words.rows,
+                size,
+                rasterise=self.rasterise,
+                within=self.variant == "casa",
+                dtype=tokens.dtype,
+            )
+            for size in sizes
         }
         attentions = cast(list[RegionalAttention], list(self.attentions))
         kept = () if torch.is_grad_enabled() else tuple(each.project(tokens) for each in attentions)

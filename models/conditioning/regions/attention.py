@@ -32,7 +32,8 @@ class RegionLevel:
         tokens: (M, T) int64, the tokens of each block's region among the K.
         bias: (M, 1, 1, T) added to the logits; -inf closes a token.
         covered: (B, L, 1) bool, False for a position in no region.
-        together: (B, 1, L, L) bool, which positions a position may see in the self-attention of `casa`; None for `ca`.
+        together: (B, 1, L, L) bias of the self-attention of `casa`: 0 for positions in the boxes of one's region, else -1000 as
+            published, which is not the same as nothing where hidden states are large; None for `ca`.
     """
 
     query: Tensor
@@ -115,7 +116,7 @@ class RegionalAttention(nn.Module):
     def _within(self, hidden: Tensor, attention: nn.ModuleDict, together: Tensor) -> Tensor:
         """(B, L, C) answers of the positions that lie in a box with each."""
         query, key, value = (self._split(attention[name](hidden)) for name in ("to_q", "to_k", "to_v"))
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=together)
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=together.to(query.dtype))
         return _out(attention)(found.transpose(1, 2).flatten(2))
 
     def _split(self, features: Tensor) -> Tensor:

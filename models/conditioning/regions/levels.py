@@ -19,6 +19,7 @@ from models.conditioning.regions.tokens import RegionRows
 from scenes import SceneBatch
 from scenes.regions import Rasterise, cover, disjoint_regions
 
+APART = -1e3  # the published bias between positions that are in no box together
 MANY = 2048  # positions from which larger blocks pay (docs/decisions/0006)
 
 
@@ -96,7 +97,13 @@ def _kept(cells: Tensor, most: int | None, *, at_random: bool) -> Tensor:
 
 
 def region_level(
-    regions: BatchRegions, rows: RegionRows, size: tuple[int, int], *, rasterise: Rasterise, within: bool
+    regions: BatchRegions,
+    rows: RegionRows,
+    size: tuple[int, int],
+    *,
+    rasterise: Rasterise,
+    within: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> RegionLevel:
     """Brings the regions to one resolution, on the device of the rows.
 
@@ -106,6 +113,7 @@ def region_level(
         size: (h', w') positions.
         rasterise: "published" takes the cell at the upper left corner of each position, "exact" the one at its centre.
         within: whether self-attention needs to know which positions lie together.
+        dtype: of what says so, best that of the queries.
 
     Returns:
         What the attention reads there.
@@ -121,8 +129,8 @@ def region_level(
     covered = (index >= 0).to(device)
     together = None
     if within:
-        unions = (resized(regions.unions) > 0).to(device)
-        together = unions[index.to(device)][:, None]  # -1 takes the last row
+        bias = torch.where(resized(regions.unions) > 0, 0.0, APART).to(device, dtype)
+        together = bias[index.to(device)][:, None]  # -1 takes the last row
     return RegionLevel(
         query=query.to(device),
         place=place.to(device),
