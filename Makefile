@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench bench-loop bench-boxes clean
+.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        set up, train an adapter on two cores, evaluate it, end with a page of pictures"
 	@echo "make test        set up and run the tests"
 	@echo "make check       format, lint, docstrings, types"
-	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes: what grounding costs)"
+	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions: what grounding costs)"
 
 setup: .venv/installed
 
@@ -36,13 +36,16 @@ check: setup
 	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime
 	$(BIN)/pyright
 
-bench: bench-loop bench-boxes
+bench: bench-loop bench-boxes bench-regions
 
 bench-loop: setup
 	$(BIN)/python -m benchmarks.loop
 
 bench-boxes: setup
 	$(BIN)/python -m benchmarks.boxes
+
+bench-regions: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regions
 
 clean:
 	rm -rf runs data .pytest_cache .ruff_cache

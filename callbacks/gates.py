@@ -1,4 +1,4 @@
-"""Whether a method has begun to act: each adapter's gates and the norm of its gradient, in the log."""
+"""Whether a method has begun to act: each adapter's gates and the norm of its gradient, in the log, with what did not fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Gates(pl.Callback):
-    """Logs `gates/<adapter>/<name>` and `gradient_norm` every so many optimizer steps.
+    """Logs `gates/<adapter>/<name>`, `left_out/<adapter>/<name>` and `gradient_norm` every so many optimizer steps.
 
     Args:
         every: optimizer steps between entries.
@@ -26,5 +26,6 @@ class Gates(pl.Callback):
         values = {"gradient_norm": float(torch.nn.utils.get_total_norm(gradients))}
         for name, adapter in pl_module.conditioning.adapters.items():
             values |= {f"gates/{name}/{gate}": value for gate, value in adapter.gates().items()}
+            values |= {f"left_out/{name}/{what}": float(count) for what, count in adapter.counts().items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)

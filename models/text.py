@@ -131,8 +131,8 @@ def _byte_characters() -> list[str]:
 class TextTower(nn.Module):
     """One CLIP tokenizer with one CLIP text encoder.
 
-    No attention mask is given, as in the published pipelines: the encoder is causal, so tokens after the end token cannot
-    reach those before it, and a trimmed string gives the features of a padded one.
+    No attention mask is given unless asked for, as in the published pipelines: the encoder is causal, so tokens after the
+    end token cannot reach those before it, and a trimmed string gives the features of a padded one.
 
     Args:
         tokenizer: its `model_max_length` is the length of a padded caption.
@@ -177,13 +177,15 @@ class TextTower(nn.Module):
         """Token ids of each string with start and end token, however long."""
         return self.tokenizer(list(strings), truncation=False, verbose=False)["input_ids"]
 
-    def encode(self, rows: Sequence[list[int]], *, length: int) -> PhraseFeatures:
-        """Features of rows of token ids, each padded or cut to `length`; the end token stays."""
+    def encode(self, rows: Sequence[list[int]], *, length: int, masked: bool = False) -> PhraseFeatures:
+        """Features of rows of token ids, each padded or cut to `length`; the end token stays. `masked` hides the padding."""
         device = cast(nn.Embedding, self.encoder.get_input_embeddings()).weight.device
         padding, end = cast(int, self.tokenizer.pad_token_id), cast(int, self.tokenizer.eos_token_id)
         cut = [row if len(row) <= length else [*row[: length - 1], end] for row in rows]
         ids = torch.tensor([row + [padding] * (length - len(row)) for row in cut], device=device)
-        outputs = self.encoder(input_ids=ids, output_hidden_states=True)
+        lengths = torch.tensor([len(row) for row in cut], device=device)
+        mask = (torch.arange(length, device=device) < lengths[:, None]).long() if masked else None
+        outputs = self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         # Found by the tokenizer's own end token: CLIPTextModel looks for config.eos_token_id, and for the largest id where
         # that is the legacy 2; both can disagree with the tokenizer.
         at_end = ids.eq(end).int().argmax(dim=-1)
@@ -194,7 +196,7 @@ class TextTower(nn.Module):
             penultimate_hidden=outputs.hidden_states[-2],
             pooled=pooled,
             projected=None if projection is None else projection(pooled),
-            lengths=torch.tensor([len(row) for row in cut], device=device),
+            lengths=lengths,
         )
 
 
@@ -255,19 +257,22 @@ class TextTowers(nn.Module):
         """Tokens of a padded caption."""
         return self.each[0].max_length
 
-    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
+    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False, masked: bool = False) -> PhraseFeatures:
         """Features of M strings; each distinct string runs through the encoder(s) once.
 
         Args:
             phrases: M strings, repetitions welcome; M may be 0.
             padded: pad to the tokenizer's length (T = `max_length`) in place of trimming to the longest string.
+            masked: pad so, and let no token read the padding: what the padding itself says is then another, which the
+                rich-context system's backgrounds are made of.
 
         Returns:
             The features of the M strings, repetitions included, in the order of `phrases`.
         """
         asked = Counter(phrases) or Counter([""])
+        padded = padded or masked
         if padded or not self._cache.tokens or any(parameter.requires_grad for parameter in self.parameters()):
-            parts = self._encode(asked, padded=padded)
+            parts = self._encode(asked, padded=padded, masked=masked)
         else:
             missing = Counter({phrase: count for phrase, count in asked.items() if phrase not in self._cache})
             self.truncated += sum(asked[phrase] for phrase in asked.keys() & self._cache.cut)
@@ -279,14 +284,16 @@ class TextTowers(nn.Module):
         place = {phrase: index for index, phrase in enumerate(asked)}
         return joined[torch.tensor([place[p] for p in phrases], dtype=torch.int64, device=joined.lengths.device)]
 
-    def _encode(self, asked: Counter[str], *, padded: bool) -> tuple[PhraseFeatures, ...]:
+    def _encode(self, asked: Counter[str], *, padded: bool, masked: bool = False) -> tuple[PhraseFeatures, ...]:
         """Each tower's features of the distinct strings, in their order; `asked` also says how often each is wanted."""
         tokenised = [tower.tokenise(list(asked)) for tower in self.each]
         lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
         self._long = {phrase for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
         self._count_long({phrase: asked[phrase] for phrase in self._long})
         length = self.max_length if padded else min(max(lengths), self.max_length)
-        return tuple(tower.encode(rows, length=length) for tower, rows in zip(self.each, tokenised, strict=True))
+        return tuple(
+            tower.encode(rows, length=length, masked=masked) for tower, rows in zip(self.each, tokenised, strict=True)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextTowers":
         """As `nn.Module._apply`; what is kept belongs to the weights as they were."""

@@ -21,6 +21,7 @@ TINY_SHAPES = (
 )
 SHORT = (
     "batch_size=8",
+    "conditioning.regions.variant=union",
     "conditioning.regions.width=24",
     "conditioning.regions.hidden=32",
     "conditioning.regions.place_width=8",

@@ -181,9 +181,9 @@ class Backbone(nn.Module, ABC):
         """Captions as the denoiser takes them: tokens (B, T, text_width) and, where it has one, pooled (B, P)."""
         return self.text.encode_captions(captions)
 
-    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False) -> PhraseFeatures:
-        """Features of M strings, each distinct one encoded once; trimmed to the longest unless `padded`."""
-        return self.text.encode_phrases(phrases, padded=padded)
+    def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False, masked: bool = False) -> PhraseFeatures:
+        """Features of M strings, each distinct one encoded once; trimmed to the longest unless `padded` or `masked`."""
+        return self.text.encode_phrases(phrases, padded=padded, masked=masked)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction (B, C, h, w) in the dtype of `latents`.

@@ -33,11 +33,11 @@ class Text:
 
     Attributes:
         prompt: the caption as the denoiser takes it.
-        phrases: encodes M strings, each distinct one once.
+        phrases: encodes M strings, each distinct one once; its options are those of `TextTowers.encode_phrases`.
     """
 
     prompt: Prompt
-    phrases: Callable[[Sequence[str]], PhraseFeatures]
+    phrases: Callable[..., PhraseFeatures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class Adapter(nn.Module, ABC):
 
     def gates(self) -> dict[str, float]:
         """Figures that tell whether the method has begun to act, for the log."""
+        return {}
+
+    def counts(self) -> dict[str, int]:
+        """What did not fit so far, for the log: nothing is left out in silence."""
         return {}
 
     def settings(self) -> dict[str, Any]:

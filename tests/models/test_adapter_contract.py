@@ -22,7 +22,15 @@ METHODS = sorted(
     path.stem for path in (Path(__file__).parents[2] / "conf" / "conditioning").glob("*.yaml") if path.stem != "none"
 )
 BACKBONES = ("shapes", "tiny_sd15", "tiny_sdxl")
-on_shapes = pytest.mark.parametrize("case", [(method, "shapes") for method in METHODS], indirect=True, ids=METHODS)
+VARIANTS = {
+    "regions-casa": ["conditioning.regions.variant=casa"],
+    "regions-per_object": ["conditioning.regions.overflow=per_object"],
+    "regions-union": ["conditioning.regions.variant=union", "conditioning.regions.place_width=6"],
+}
+IN_ORDER = {"regions", "regions-casa"}  # as published, a region's text has its objects in the order of the scene
+on_shapes = pytest.mark.parametrize(
+    "case", [(method, "shapes") for method in [*METHODS, *VARIANTS]], indirect=True, ids=[*METHODS, *VARIANTS]
+)
 SIZE = (8, 12)
 NULL = Scene(id="empty", caption="a cat", frame=Frame(original=(48, 64)))
 
@@ -72,6 +80,7 @@ SCENES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    method: str
     backbone: Backbone
     conditioning: Conditioning
     cfg: object
@@ -83,18 +92,22 @@ class Case:
 
 @pytest.fixture(scope="module")
 def method_cfg(composed):
-    return functools.cache(lambda method: composed(f"conditioning=[{method}]"))
+    return functools.cache(lambda method: composed(f"conditioning=[{method.split('-')[0]}]", *VARIANTS.get(method, ())))
 
 
 @pytest.fixture(
-    params=[(method, name) for method in METHODS for name in BACKBONES], ids=lambda pair: f"{pair[0]}-{pair[1]}"
+    params=[
+        *((method, name) for method in METHODS for name in BACKBONES),
+        *((variant, "shapes") for variant in VARIANTS),
+    ],
+    ids=lambda pair: f"{pair[0]}-{pair[1]}",
 )
 def case(request, method_cfg, backbone_named):
     method, name = request.param
     backbone, cfg = backbone_named(name), method_cfg(method)
     conditioning = build_conditioning(cfg, backbone)
     conditioning.attach(backbone.unet)
-    yield Case(backbone=backbone, conditioning=conditioning, cfg=cfg)
+    yield Case(method=method, backbone=backbone, conditioning=conditioning, cfg=cfg)
     conditioning.detach(backbone.unet)
 
 
@@ -154,6 +167,8 @@ def test_gradients_reach_every_parameter_of_the_adapter_and_no_other(case):
 
 @torch.no_grad()
 def test_the_order_of_objects_does_not_matter(case):
+    if case.method in IN_ORDER:
+        pytest.skip("the published text of a region is read in the order of its objects; per_object is tested")
     wake(case.conditioning)
     scene, places = SCENES[0], (2, 0, 1)
     moved = replace(

@@ -41,6 +41,11 @@ def test_a_file_says_what_it_is(backbone, file):
         about, keys = opened.metadata(), set(opened.keys())
     assert about["method"] == "regions"
     assert json.loads(about["settings"]) == {
+        "variant": "ca",
+        "rasterise": "exact",
+        "attention_weight_scale": 1.0,
+        "overflow": "joined",
+        "text": "description",
         "width": 24,
         "hidden": 32,
         "frequencies": 4,
@@ -48,7 +53,7 @@ def test_a_file_says_what_it_is(backbone, file):
         "blocks": "all",
     }
     assert json.loads(about["backbone"]) == {"text_width": 24, "latent_channels": 4}
-    assert keys == {name for name, _ in regions(backbone).named_parameters()}
+    assert keys == set(regions(backbone).published())
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 

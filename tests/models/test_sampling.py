@@ -35,7 +35,7 @@ def awake(backbone):
     """A regions adapter that acts."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adapter = RegionsAdapter(backbone, width=24, hidden=32, place_width=4)
+        adapter = RegionsAdapter(backbone, variant="union", width=24, hidden=32, place_width=4)
         with torch.no_grad():
             for attention in adapter.attentions:
                 attention.to_out.weight.normal_(std=0.3)

@@ -233,6 +233,10 @@ class BoxesAdapter(Adapter):
             for name, gate in (("attn", fuser.alpha_attn), ("dense", fuser.alpha_dense))
         }
 
+    def counts(self) -> dict[str, int]:
+        """Boxes beyond the slots."""
+        return {"boxes": self.left_out}
+
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Grounding tokens and their bias for B scenes; a scene without boxes is the published null condition.
 

@@ -1,142 +1,71 @@
-"""The regions method: token network, regional cross-attention in every block's slot, and a map of places in boxes.
+"""The regions method: each image position attends to the text of the boxes that cover it.
 
-An object's words, each joined with the object's box, are the keys and values of the image positions that its box covers;
-positions under no box get a learnt null feature. One masked attention over the packed tokens of a picture computes it.
-Geometry lives in `models.conditioning.geometry`; partitions into disjoint regions in `scenes.regions`.
+By default the function, the weights and their names are the published ones; what is computed once there is said in `attention`,
+`tokens` and `levels`. `union` holds a form of our own for small pictures. Weights of others are read in `weights`.
 
-Legend: B pictures, N objects, T tokens of the longest phrase, K = N * T packed tokens, L = h * w positions, C width of a block,
-D width of a region token, G width of the place map.
+Legend: B pictures, N objects, D width of a region token, h w latent cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.conditioning.adapter_file import load_weights
 from models.conditioning.base import Adapter, AdapterOutput, Text, gate_figures
-from models.conditioning.geometry import fourier, overlap, place_in_box
-from models.conditioning.slots import BlockSite, block_sites
-from scenes.regions import cover
+from models.conditioning.regions.attention import RegionalAttention, RegionPayload
+from models.conditioning.regions.levels import batch_regions, region_level
+from models.conditioning.regions.tokens import RegionText, RegionTokens, RegionWriter
+from models.conditioning.regions.union import PlaceMap, UnionAttention, union_payload
+from models.conditioning.regions.weights import published_tensors, read_regional
+from models.conditioning.slots import block_sites
+from scenes.regions import Rasterise
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
-    from scenes import SceneBatch
+    from scenes import SceneBatch, SceneObject
 
-
-@dataclass(frozen=True, kw_only=True)
-class RegionLevel:
-    """Where the region tokens apply at one resolution.
-
-    Attributes:
-        mask: (B, L, K) bool, True where a position may attend to a token; a position under no box opens all of them
-            (its result is replaced), so that no row of the attention is empty.
-        covered: (B, L, 1) bool, True under at least one box.
-        places: (B, L, G) what the boxes say about each position; None where the adapter has no place map.
-    """
-
-    mask: Tensor
-    covered: Tensor
-    places: Tensor | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionPayload:
-    """What every block reads: tokens (B, K, D) once, and by number of positions where they apply."""
-
-    tokens: Tensor
-    levels: dict[int, RegionLevel]
-
-
-class RegionTokens(nn.Module):
-    """Text and box to region token: every word of an object is told where the object is.
-
-    Args:
-        text_width: width of a phrase token.
-        width: D.
-        hidden: width between the layers.
-        frequencies: Fourier frequencies of the box.
-
-    Source:
-        Sequenced Grounding Encoding, Rich-context layout-to-image (Cheng et al., NeurIPS 2024), section 3; GLIGEN eq. 6.
-    """
-
-    def __init__(self, *, text_width: int, width: int, hidden: int, frequencies: int) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.linears = nn.Sequential(
-            nn.Linear(text_width + 8 * frequencies, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, width),
-        )
-
-    def forward(self, text: Tensor, boxes: Tensor) -> Tensor:
-        """Region tokens (B, N, T, D) of words (B, N, T, text width) and boxes (B, N, 4)."""
-        where = fourier(boxes, self.frequencies)[:, :, None].expand(*text.shape[:3], -1)
-        return self.linears(torch.cat([text, where.to(text.dtype)], dim=-1))
-
-
-class RegionalAttention(nn.Module):
-    """Residual cross-attention in one slot; adds nothing at initialisation.
-
-    Args:
-        site: the block.
-        token_width: D.
-        place_width: G, 0 without a place map.
-    """
-
-    def __init__(self, site: BlockSite, *, token_width: int, place_width: int) -> None:
-        super().__init__()
-        inner = site.heads * site.head_width
-        self.heads = site.heads
-        self.norm = nn.LayerNorm(site.width)
-        self.to_q = nn.Linear(site.width, inner, bias=False)
-        self.to_k = nn.Linear(token_width, inner, bias=False)
-        self.to_v = nn.Linear(token_width, inner, bias=False)
-        self.null = nn.Parameter(torch.zeros(inner))
-        self.mix = nn.Linear(site.width + inner + place_width, 2 * inner) if place_width else None
-        self.to_out = nn.Linear(2 * inner if place_width else inner, site.width)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
-
-    def forward(self, hidden: Tensor, payload: RegionPayload) -> Tensor:
-        """Hidden states (B, L, C) with the words of each position's boxes added."""
-        level = payload.levels[hidden.shape[1]]
-        normed = self.norm(hidden)
-        query = self._split(self.to_q(normed))
-        key, value = self._split(self.to_k(payload.tokens)), self._split(self.to_v(payload.tokens))
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=level.mask[:, None])
-        found = torch.where(level.covered, found.transpose(1, 2).flatten(2), self.null.to(found.dtype))
-        if self.mix is not None:  # what to add depends on what is there: an object in the wrong place must go
-            found = functional.silu(self.mix(torch.cat([normed, found, cast(Tensor, level.places)], dim=-1)))
-        return hidden + self.to_out(found)
-
-    def _split(self, features: Tensor) -> Tensor:
-        return features.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+CHOICES = {
+    "variant": ("ca", "casa", "union"),
+    "rasterise": ("exact", "published"),
+    "overflow": ("joined", "per_object"),
+    "text": ("description", "phrase"),
+}
 
 
 class RegionsAdapter(Adapter):
-    """Regional cross-attention over the words of boxes.
+    """Regional cross-attention over the text of boxes.
 
     Args:
-        backbone: the denoiser to fit; read for its block sites and text width, not kept.
-        width: D, width of a region token.
+        backbone: the denoiser to fit; read for its block sites, text width and tokenizer, not kept.
+        variant: "ca" is the published regional cross-attention, "casa" has self-attention among a region's boxes after it.
+            "union" is our own: no partition, a position's words are those of all its boxes, each encoded on its own.
+        rasterise: how boxes become regions: "exact", or "published", which loses thin boxes and the last row and column, as
+            the published weights saw it. `union` is always exact.
+        attention_weight_scale: factor on IoU - 1, which is added to the logits of an object's words.
+        max_regions: how many regions of a picture act: in training any, drawn from torch's generator (30 as published), else
+            those of most cells; the cells of the others get the null feature. None, no limit.
+        overflow: "joined": the sentences of a region are joined by "; " and encoded together, as published; what is beyond the
+            encoder's 77 tokens is cut. "per_object": each is encoded on its own. What was cut is counted in `text_cut`.
+        text: of an object, its "description" (its phrase where that is empty) or its "phrase".
+        width: D; None takes the width of prompt tokens, as published.
         hidden: width inside the token network.
         frequencies: Fourier frequencies of a box.
-        place_width: G, width of the place map: what each position knows about its place in the boxes that touch it, so
-            that edges fall between cells. 0 leaves the map out, as published.
-        blocks: "all", or some of down, mid, up.
-        weights: adapter file to start from; None starts at random.
+        place_width: width of the place map (`union` alone): what each position knows about its place in the boxes that touch
+            it, so that edges fall between cells. 0 leaves the map out.
+        blocks: "all" as published, or some of down, mid, up.
+        weights: where to start from: an adapter file, the folder that the published script made, or a checkpoint of its
+            training; None starts at random with closed gates.
+
+    Attributes:
+        text_cut: tokens cut so far, counted once for each region (joined) or object (per_object).
+        regions_left_out: regions beyond `max_regions` so far.
 
     Raises:
-        ValueError: weights that do not fit.
+        ValueError: an unknown choice, a limit below 1, a place map without `union`, or weights that do not fit.
     """
 
     method = "regions"
@@ -146,38 +75,76 @@ class RegionsAdapter(Adapter):
         self,
         backbone: Backbone,
         *,
-        width: int = 128,
-        hidden: int = 256,
+        variant: str = "ca",
+        rasterise: Rasterise = "exact",
+        attention_weight_scale: float = 1.0,
+        max_regions: int | None = None,
+        overflow: str = "joined",
+        text: str = "description",
+        width: int | None = None,
+        hidden: int = 512,
         frequencies: int = 8,
         place_width: int = 0,
         blocks: str | Sequence[str] = "all",
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        sites = block_sites(backbone.unet, blocks)
         self._settings = {
-            "width": width,
+            "variant": variant,
+            "rasterise": rasterise,
+            "attention_weight_scale": attention_weight_scale,
+            "overflow": overflow,
+            "text": text,
+            "width": width or backbone.text_width,
             "hidden": hidden,
             "frequencies": frequencies,
             "place_width": place_width,
             "blocks": blocks if isinstance(blocks, str) else list(blocks),
         }
-        self.levels = sorted({site.level for site in sites})
-        self.frequencies = frequencies
-        self.tokens = RegionTokens(
-            text_width=backbone.phrase_width, width=width, hidden=hidden, frequencies=frequencies
+        _check(self._settings, max_regions)
+        sites = block_sites(backbone.unet, blocks)
+        token_width: int = self._settings["width"]
+        self.variant, self.rasterise, self.text, self.max_regions = variant, rasterise, text, max_regions
+        self.text_cut = self.regions_left_out = 0
+        self.writer = RegionWriter(
+            tokenise=_Tokeniser(backbone),
+            max_length=backbone.text.max_length,
+            overflow=overflow,
+            scale=attention_weight_scale,
         )
-        self.places = PlaceMap(token_width=width, width=place_width, hidden=hidden) if place_width else None
+        self.levels = sorted({site.level for site in sites})
+        self.position_net = RegionTokens(
+            text_width=backbone.phrase_width, width=token_width, hidden=hidden, frequencies=frequencies
+        )
+        self.places = PlaceMap(token_width=token_width, width=place_width, hidden=hidden) if place_width else None
         self.paths = [site.path for site in sites]
         self.attentions = nn.ModuleList(
-            RegionalAttention(site, token_width=width, place_width=place_width) for site in sites
+            UnionAttention(site, token_width=token_width, place_width=place_width)
+            if variant == "union"
+            else RegionalAttention(site, token_width=token_width, place=place, within=variant == "casa")
+            for place, site in enumerate(sites)
         )
         if weights is not None:
             load_weights(self, weights, backbone=backbone)
 
     def settings(self) -> dict[str, Any]:
-        """Every width, the frequencies and the blocks."""
+        """Everything but where it starts and how many regions act."""
         return self._settings
+
+    def published(self) -> dict[str, Tensor]:
+        """Its tensors under the published names."""
+        return published_tensors(self)
+
+    def read_published(self, path: str) -> dict[str, Tensor]:
+        """The tensors of a UNet that the published script has made, or of a checkpoint of its training.
+
+        Args:
+            path: as in `weights.read_regional`.
+
+        Returns:
+            Tensors by published name.
+        """
+        return read_regional(path, variant=self.variant)
 
     def slot_modules(self) -> dict[str, nn.Module]:
         """One attention for each chosen block."""
@@ -186,67 +153,87 @@ class RegionsAdapter(Adapter):
     def gates(self) -> dict[str, float]:
         """Mean magnitude of each output projection, by block path: 0 at initialisation."""
         attentions = cast(list[RegionalAttention], list(self.attentions))
-        return gate_figures({path: a.to_out.weight for path, a in zip(self.paths, attentions, strict=True)})
+        return gate_figures({path: each.gate for path, each in zip(self.paths, attentions, strict=True)})
+
+    def counts(self) -> dict[str, int]:
+        """Tokens that were cut, and regions beyond the limit."""
+        return {"tokens": self.text_cut, "regions": self.regions_left_out}
 
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
-        """Region tokens and where they apply, for B scenes; an empty batch of objects is B null conditions."""
-        boxes, valid = _at_least_one(scenes)
-        words, open_words, ends = _phrase_tokens(scenes, valid, text)
-        tokens = self.tokens(words, boxes)
-        whole = tokens.gather(2, ends[..., None, None].expand(-1, -1, 1, tokens.shape[-1])).squeeze(2)
-        levels = {}
-        for level in self.levels:
-            size = (-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level))
-            under = cover(boxes, valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
-            mask = (under[..., None] & open_words[:, None]).flatten(2)
-            covered = mask.any(dim=-1, keepdim=True)
-            places = None if self.places is None else self.places(whole, boxes, valid, size)
-            levels[size[0] * size[1]] = RegionLevel(mask=mask | ~covered, covered=covered, places=places)
-        return AdapterOutput(payload=RegionPayload(tokens=tokens.flatten(1, 2), levels=levels))
+        """Region tokens and where they apply, for B scenes; a scene without boxes is the null condition.
+
+        Where no gradient is asked for, keys and values are computed here too: once a picture and not once a step.
+        """
+        sizes = [(-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level)) for level in self.levels]
+        texts = [[self._text_of(item) for item in scene.objects] for scene in scenes.scenes]
+        if self.variant == "union":
+            payload = union_payload(scenes, texts, text, sizes, tokens_of=self.position_net, places_of=self.places)
+            return AdapterOutput(payload=payload)
+        return AdapterOutput(payload=self._regional(scenes, texts, text, latent_size, sizes))
+
+    def _regional(
+        self,
+        scenes: SceneBatch,
+        texts: list[list[str]],
+        text: Text,
+        latent_size: tuple[int, int],
+        sizes: list[tuple[int, int]],
+    ) -> RegionPayload:
+        regions = batch_regions(
+            scenes, latent_size, rasterise=self.rasterise, most=self.max_regions, at_random=self.training
+        )
+        boxes = scenes.boxes.tolist()
+        written = [
+            RegionText(
+                texts=[texts[picture][place] for place in inside],
+                boxes=[tuple(boxes[picture][place]) for place in inside],
+                iou=shares,
+                scope=picture,
+                names=inside,
+            )
+            for picture, inside, shares in zip(regions.owner, regions.members, regions.iou, strict=True)
+        ]
+        words = self.writer(written, text.phrases, scenes.boxes.device)
+        self.text_cut += words.cut
+        self.regions_left_out += regions.left_out
+        tokens = self.position_net(words.features, words.boxes)
+        levels = {
+            size[0] * size[1]: region_level(
+                regions,
+                words.rows,
+                size,
+                rasterise=self.rasterise,
+                within=self.variant == "casa",
+                dtype=tokens.dtype,
+            )
+            for size in sizes
+        }
+        attentions = cast(list[RegionalAttention], list(self.attentions))
+        kept = () if torch.is_grad_enabled() else tuple(each.project(tokens) for each in attentions)
+        return RegionPayload(tokens=tokens, levels=levels, kept=kept)
+
+    def _text_of(self, item: SceneObject) -> str:
+        return (item.description if self.text == "description" else "") or item.phrase
 
 
-class PlaceMap(nn.Module):
-    """What the boxes say about each position: a sum over those that touch it, weighted by how much of it they cover.
+class _Tokeniser:
+    """Token ids of strings, start and end token included; holds the tokenizer alone, not its encoder."""
 
-    Beyond the published method, whose positions know a box only through its words' tokens.
+    def __init__(self, backbone: Backbone) -> None:
+        self.tokenizer = backbone.text.each[0].tokenizer
 
-    Args:
-        token_width: D.
-        width: G.
-        hidden: width between the layers.
-        frequencies: frequencies of the distances to the box's sides.
-    """
-
-    def __init__(self, *, token_width: int, width: int, hidden: int, frequencies: int = 3) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.where = nn.Linear(4 + 8 * frequencies, hidden)
-        self.what = nn.Linear(token_width, hidden)
-        self.out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
-
-    def forward(self, tokens: Tensor, boxes: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, L, G) of one token per object (B, N, D), boxes (B, N, 4) and valid (B, N)."""
-        place = self.where(place_in_box(boxes, size, self.frequencies).to(tokens.dtype))
-        features = functional.silu(place + self.what(tokens)[:, :, None, None])
-        share = overlap(boxes, valid, size).to(features.dtype)
-        return self.out((features * share[..., None]).sum(dim=1).flatten(1, 2))
+    def __call__(self, strings: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(strings), truncation=False, verbose=False)["input_ids"]
 
 
-def _at_least_one(scenes: SceneBatch) -> tuple[Tensor, Tensor]:
-    """Boxes (B, N, 4) and valid (B, N), with one absent object where no scene has any, so that no axis is empty."""
-    if scenes.boxes.shape[1]:
-        return scenes.boxes, scenes.valid
-    return scenes.boxes.new_zeros(len(scenes), 1, 4), scenes.valid.new_zeros(len(scenes), 1)
-
-
-def _phrase_tokens(scenes: SceneBatch, valid: Tensor, text: Text) -> tuple[Tensor, Tensor, Tensor]:
-    """Words (B, N, T, C) of every object, which of them count (B, N, T), and where each phrase ends (B, N).
-
-    Objects that are not valid have no word that counts. The last word of a phrase has seen all of it.
-    """
-    count = valid.shape[1]
-    phrases = [phrase for row in scenes.phrases for phrase in [*row, *[""] * (count - len(row))]]
-    features = text.phrases(phrases)
-    words = features.last_hidden.unflatten(0, (len(scenes), count))
-    open_words = features.mask.unflatten(0, (len(scenes), count)) & valid[..., None]
-    return words, open_words, (features.lengths - 1).unflatten(0, (len(scenes), count))
+def _check(settings: dict[str, Any], max_regions: int | None) -> None:
+    for name, choices in CHOICES.items():
+        if settings[name] not in choices:
+            raise ValueError(f"conditioning.regions.{name}: {settings[name]!r} is unknown; take {', '.join(choices)}")
+    if max_regions is not None and max_regions < 1:
+        raise ValueError(f"conditioning.regions.max_regions: {max_regions} is less than 1; take null for any number")
+    if settings["place_width"] and settings["variant"] != "union":
+        raise ValueError(
+            f"conditioning.regions.place_width: {settings['place_width']} with variant={settings['variant']}, which has no "
+            "place map; set it to 0, or take variant=union"
+        )
