@@ -21,7 +21,7 @@ import argparse
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -150,12 +150,15 @@ class Bench:
         each = [tensor[:, :SLOTS].contiguous() for tensor in (tokens, inputs.bias, masks, unions)]
         return [tensor.to(self.device, self.dtype) for tensor in each], needed
 
-    def measure(self, run: Callable[[], Tensor], *, rounds: int) -> Cost:
+    def measure(self, run: Callable[[], Tensor], *, rounds: int, weights: Iterable[nn.Parameter]) -> Cost:
         """Seconds of a forward and backward pass, the quickest of some, and what it keeps in between."""
-        kept = _kept(run)
+        weights = list(weights)
+        kept = _kept(run, weights)
         pull = torch.randn_like(run().detach())
         seconds = []
         for _ in range(rounds):
+            for weight in weights:
+                weight.grad = None  # as an optimizer's zero_grad leaves it
             began = self._now()
             run().backward(pull)
             seconds.append(self._now() - began)
@@ -168,13 +171,14 @@ class Bench:
         return time.process_time()
 
 
-def _kept(run: Callable[[], Tensor]) -> int:
-    """Bytes of the distinct storages that a forward pass keeps, without those of weights."""
+def _kept(run: Callable[[], Tensor], weights: Iterable[nn.Parameter]) -> int:
+    """Bytes of the distinct storages that a forward pass keeps, without those of weights (and of views of them)."""
     storages: dict[int, int] = {}
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if (place := tensor.untyped_storage().data_ptr()) not in known:
+            storages[place] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -202,7 +206,9 @@ def own_attention(bench: Bench, width: int, heads: int, side: int) -> Cost:
     attention = attention.to(bench.device, bench.dtype)
     hidden = torch.randn(1, side * side, width, device=bench.device, dtype=bench.dtype, requires_grad=True)
     prompt = torch.randn(1, 77, CONTEXT, device=bench.device, dtype=bench.dtype, requires_grad=True)
-    return bench.measure(lambda: attention(hidden, encoder_hidden_states=prompt), rounds=bench.rounds)
+    return bench.measure(
+        lambda: attention(hidden, encoder_hidden_states=prompt), rounds=bench.rounds, weights=attention.parameters()
+    )
 
 
 def one_kind(
@@ -216,6 +222,7 @@ def one_kind(
     slow = bench.measure(
         lambda: published_attention(layer, hidden, tokens, *inputs[1:]),
         rounds=1 if bench.device == "cpu" else bench.rounds,
+        weights=layer.parameters(),
     )
     slow = Cost(
         seconds=slow.seconds, kept=slow.kept, flops=published_flops(length=length, width=width, variant=variant)
@@ -226,7 +233,7 @@ def one_kind(
     for scene in bench.scenes:
         payload, work = bench.ours(scene, pixels, side, variant)
         payload.tokens.requires_grad_()
-        fast = bench.measure(functools.partial(run, hidden, payload), rounds=bench.rounds)
+        fast = bench.measure(functools.partial(run, hidden, payload), rounds=bench.rounds, weights=layer.parameters())
         inputs, slots = bench.published(scene, pixels, side)
         note = f"{slots} regions, {work['tokens']} distinct tokens"
         if slots <= SLOTS:
