@@ -23,6 +23,7 @@ METHODS = sorted(
 )
 BACKBONES = ("shapes", "tiny_sd15", "tiny_sdxl")
 VARIANTS = {
+    "boxes-projections": ("conditioning.boxes.closed_by=projections",),
     "regions-casa": ["conditioning.regions.variant=casa"],
     "regions-per_object": ["conditioning.regions.overflow=per_object"],
     "regions-union": ["conditioning.regions.variant=union", "conditioning.regions.place_width=6"],

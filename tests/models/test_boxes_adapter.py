@@ -301,6 +301,28 @@ def test_the_real_widths_768_and_2048_are_told_apart(tmp_path):
     assert "position_net.null_positive_feature (768,) for (2048,)" in message
 
 
+def test_with_open_gates_the_projections_learn_from_the_first_step(sd15):
+    for closed_by, learns in (("gates", False), ("projections", True)):
+        adapter = BoxesAdapter(sd15, closed_by=closed_by)
+        fuser = adapter.fusers[0]
+        hidden = torch.randn(1, 16, fuser.norm1.normalized_shape[0])
+        tokens = adapter.position_net(torch.randn(1, 2, sd15.text_width), torch.rand(1, 2, 4))
+        payload = BoxPayload(tokens=tokens, bias={16: torch.zeros(1, 1, 1, 3)})
+        out = fuser(hidden, payload)
+        assert torch.equal(out, hidden)
+        out.square().sum().backward()
+        assert bool(fuser.attn["to_out"][0].weight.grad.abs().sum() > 0) is learns
+        assert bool(fuser.ff.net[-1].weight.grad.abs().sum() > 0) is learns
+
+
+def test_open_gates_need_a_fresh_start(sd15, tmp_path):
+    save_adapter(BoxesAdapter(sd15), tmp_path / "boxes.safetensors", backbone=sd15)
+    with pytest.raises(ValueError, match="closed_by: projections needs init=fresh"):
+        BoxesAdapter(sd15, closed_by="projections", weights=str(tmp_path / "boxes.safetensors"), init="published")
+    with pytest.raises(ValueError, match="conditioning.boxes.closed_by: 'doors' is unknown; take gates, projections"):
+        BoxesAdapter(sd15, closed_by="doors")
+
+
 def test_a_unet_without_gated_layers_is_refused(sd15, tmp_path):
     sd15.unet.save_pretrained(tmp_path / "unet")
     assert "has attention_type='default'; give a UNet with gated" in refusal(sd15, tmp_path)

@@ -36,6 +36,7 @@ FREQUENCIES = 8
 HIDDEN = 512
 MASKS = ("none", "box")
 OVERFLOWS = ("refuse", "largest", "score")
+CLOSED_BY = ("gates", "projections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class PositionNet(nn.Module):
 class GatedSelfAttention(nn.Module):
     """Self-attention over image positions and grounding tokens, behind a gate; keys as diffusers' `GatedSelfAttentionDense`.
 
-    The gates start at 0, so that nothing is added at initialisation.
+    Nothing is added at initialisation: the gates start at 0.
 
     Args:
         site: the block.
@@ -116,6 +117,14 @@ class GatedSelfAttention(nn.Module):
         self.norm2 = nn.LayerNorm(site.width)
         self.alpha_attn = nn.Parameter(torch.zeros(1))  # published as scalars, which FSDP2 refuses
         self.alpha_dense = nn.Parameter(torch.zeros(1))
+
+    def open_gates(self) -> None:
+        """Opens both gates, and has the layers in front of them give zeros."""
+        for gate in (self.alpha_attn, self.alpha_dense):
+            nn.init.ones_(gate)
+        for last in (cast(nn.ModuleList, self.attn["to_out"])[0], self.ff.net[-1]):
+            nn.init.zeros_(cast(nn.Linear, last).weight)
+            nn.init.zeros_(cast(nn.Linear, last).bias)
 
     def forward(self, hidden: Tensor, payload: BoxPayload) -> Tensor:
         """Hidden states (B, L, C) after the gated layers."""
@@ -147,6 +156,9 @@ class BoxesAdapter(Adapter):
         blocks: "all" as published, or some of down, mid, up.
         weights: where to start from: an adapter file, or a UNet folder or hub name with `attention_type="gated"`; None
             starts at random with closed gates.
+        closed_by: what keeps a fresh adapter from adding anything: "gates" at 0, as published, or "projections", the last layer of
+            attention and feed-forward at 0 behind gates that are open. A closed gate passes on hardly any gradient, so that
+            grounding begins late; the function and its weights are the same.
         init: what is taken from `weights`: "published" all of it; "reset" the gates and null features alone (where there
             are weights), every other layer anew, as the published COCO run did; "fresh" nothing.
 
@@ -165,11 +177,13 @@ class BoxesAdapter(Adapter):
         overflow: str = "refuse",
         mask: str = "none",
         blocks: str | Sequence[str] = "all",
+        closed_by: str = "gates",
         weights: str | None = None,
         init: str = "fresh",
     ) -> None:
         super().__init__()
-        for setting, value, choices in (("overflow", overflow, OVERFLOWS), ("mask", mask, MASKS)):
+        chosen = (("overflow", overflow, OVERFLOWS), ("mask", mask, MASKS), ("closed_by", closed_by, CLOSED_BY))
+        for setting, value, choices in chosen:
             if value not in choices:
                 raise ValueError(f"conditioning.boxes.{setting}: {value!r} is unknown; take {', '.join(choices)}")
         if slots < 1:
@@ -183,6 +197,13 @@ class BoxesAdapter(Adapter):
         # diffusers fixes both widths to that of the prompt tokens: 768 in SD 1.x, 1024 in SD 2.x, 2048 in SDXL
         self.position_net = PositionNet(phrase_width=backbone.text_width, width=backbone.text_width)
         self.fusers = nn.ModuleList(GatedSelfAttention(site, token_width=backbone.text_width) for site in sites)
+        if closed_by == "projections":
+            if init != "fresh":
+                raise ValueError(
+                    f"conditioning.boxes.closed_by: projections needs init=fresh, for init={init} brings its gates; take gates"
+                )
+            for fuser in cast(list[GatedSelfAttention], list(self.fusers)):
+                fuser.open_gates()
         initialise(self, backbone=backbone, weights=weights, init=init)
 
     def settings(self) -> dict[str, Any]:
@@ -225,7 +246,7 @@ class BoxesAdapter(Adapter):
         return dict(zip(self.paths, self.fusers, strict=True))
 
     def gates(self) -> dict[str, float]:
-        """Tanh of both gates by block path, 0 at initialisation: `<path>.attn` and `<path>.dense`."""
+        """Tanh of both gates by block path: `<path>.attn` and `<path>.dense`."""
         fusers = cast(list[GatedSelfAttention], list(self.fusers))
         return {
             f"{path}.{name}": math.tanh(float(gate.detach()))
