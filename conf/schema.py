@@ -197,6 +197,7 @@ class Train:
     batch_size: int = 64  # global: over all ranks and accumulated micro-batches
     plan: bool = False  # true: say what would be trained, and stop
     start_from: str | None = None  # another run's folder or checkpoint: its weights and their average; null: none
+    module: str | None = None  # class of the LightningModule; null: that of the method
     start_optimizer: bool = False  # take that run's optimizer state too
     backbone: Any = MISSING
     conditioning: dict[str, Any] = field(default_factory=dict)

@@ -109,7 +109,9 @@ def _optimizer(node: dict[str, Any]) -> functools.partial[torch.optim.Optimizer]
 
 
 def _module_class(cfg: DictConfig) -> type[SceneDiffusion]:
-    """The class that a single method names under `module`; the general one for none or several."""
+    """The class that the run names under `module`, else the one that its only method names, else the general one."""
+    if cfg.get("module"):
+        return get_class(cfg.module)
     nodes = list(cfg.conditioning.values())
     if len(nodes) == 1 and nodes[0].get("module"):
         return get_class(nodes[0].module)

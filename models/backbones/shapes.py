@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from models.backbones.base import Backbone
+from models.conditioning.slots import DenoiserInputs
 from models.text import TextTower, TextTowers, word_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,7 +40,9 @@ class ShapesBackbone(Backbone):
     """A pixel-space diffusion model whose latents are the picture, folded by `patch`.
 
     Folding (pixel unshuffle) only moves values, so it is its own exact, orthogonal "VAE": latent_scale = patch and
-    latent_channels = 3 * patch**2.
+    latent_channels = 3 * patch**2. The UNet is told the place of each cell in two further channels (CoordConv, Liu et al.
+    2018): SD's deep UNets know places by their padding, this shallow one hardly does, and an adapter that puts objects
+    into boxes has to (docs/decisions/0007-shapes-coordinates.md).
 
     Args:
         unet_config: arguments of `UNet2DConditionModel`; channels, sample size and text width are filled in.
@@ -82,7 +85,7 @@ class ShapesBackbone(Backbone):
         _refuse_derived("text_config", text_config, derived_text)
         encoder = CLIPTextModel(CLIPTextConfig(**text_config, **derived_text))
         derived_unet: dict[str, Any] = {
-            "in_channels": 3 * patch**2,
+            "in_channels": 3 * patch**2 + 2,  # two channels say where a cell lies
             "out_channels": 3 * patch**2,
             "sample_size": resolution // patch,
             "cross_attention_dim": encoder.config.hidden_size,
@@ -113,6 +116,19 @@ class ShapesBackbone(Backbone):
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], clamped, of latents (B, 3 * patch**2, h, w)."""
         return functional.pixel_shuffle(latents, self.latent_scale).clamp(-1, 1)
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, inputs: DenoiserInputs) -> Tensor:
+        """As in `Backbone`, with the place of each cell beside its latents.
+
+        Args:
+            latents: (B, C, h, w) noised latents.
+            timesteps: (B,) in the units of the noise schedule.
+            inputs: prompt tokens and the adapters' payloads.
+
+        Returns:
+            (B, C, h, w) the velocity.
+        """
+        return super().denoise(torch.cat([latents, places(latents)], dim=1), timesteps, inputs)
 
     def save_weights(self, path: str | Path, *, recipe: str, dtype: torch.dtype = torch.float32) -> None:
         """Writes one safetensors file with keys `unet.*` and `text.*`.
@@ -179,6 +195,16 @@ class ShapesBackbone(Backbone):
             **{f"unet.{key}": value for key, value in self.unet.state_dict().items()},
             **{f"text.{key}": value for key, value in self.text.each[0].encoder.state_dict().items()},
         }
+
+
+def places(latents: Tensor) -> Tensor:
+    """Row and column (B, 2, h, w) of the cells of (B, C, h, w) latents: their centres, in (-1, 1)."""
+    rows, columns = (
+        (torch.arange(count, device=latents.device, dtype=latents.dtype) * 2 + 1) / count - 1
+        for count in latents.shape[-2:]
+    )
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    return grid.expand(len(latents), -1, -1, -1)
 
 
 def _refuse_derived(name: str, given: Mapping[str, Any], derived: Mapping[str, Any]) -> None:

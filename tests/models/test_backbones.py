@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.backbones.shapes import ShapesBackbone
+from models.backbones.shapes import ShapesBackbone, places
 from models.backbones.stable_diffusion import StableDiffusion
 from models.backbones.tiny import make_tiny, tiny_backbone
 from models.conditioning.slots import DenoiserInputs, attach, block_sites, detach
@@ -414,6 +414,20 @@ class TestShapesWeights:
     def test_settings_that_do_not_fit_are_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
             self.other(**changes)
+
+    def test_the_denoiser_is_told_where_cells_lie(self):
+        latents = torch.zeros(1, 12, 4, 8)
+        told = places(latents)
+        assert told.shape == (1, 2, 4, 8)
+        assert torch.equal(told[0, 0, :, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+        assert torch.equal(told[0, 1, 0], torch.tensor([-7, -5, -3, -1, 1, 3, 5, 7]) / 8)
+        backbone = self.other()
+        seen = []
+        hook = backbone.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        prompt = backbone.encode_captions(["a"])
+        backbone.denoise(latents, torch.tensor([10]), DenoiserInputs(prompt=prompt.tokens, pooled=prompt.pooled))
+        hook.remove()
+        assert torch.equal(seen[0][:, 12:], told)
 
 
 class TestFolder:
