@@ -69,6 +69,9 @@ class Adapter(nn.Module, ABC):
         """Block path -> module called as module(hidden (B, L, C), payload); empty for methods that act on the prompt."""
         return {}
 
+    def begin_step(self, step: int) -> None:
+        """Called before each training step with the number of steps taken, for methods that change on the way."""
+
     def gates(self) -> dict[str, float]:
         """Figures that tell whether the method has begun to act, for the log."""
         return {}
@@ -144,6 +147,11 @@ class Conditioning(nn.Module):
     def attach(self, unet: UNet2DConditionModel) -> None:
         """Puts the adapters' modules into the slots of the UNet."""
         attach(unet, {name: adapter.slot_modules() for name, adapter in self.named.items()})
+
+    def begin_step(self, step: int) -> None:
+        """Tells every adapter how many training steps were taken."""
+        for adapter in self.named.values():
+            adapter.begin_step(step)
 
     @staticmethod
     def detach(unet: UNet2DConditionModel) -> None:
