@@ -80,4 +80,6 @@ def folders_of(shards: str | Path | Sequence[str]) -> tuple[Path, ...]:
 
 
 def _content(part: ShardSet) -> str:
-    return "pictures" if part.latents is None else f"latents {part.latents.shape} of factor {part.latents.scaling_factor}"
+    return (
+        "pictures" if part.latents is None else f"latents {part.latents.shape} of factor {part.latents.scaling_factor}"
+    )

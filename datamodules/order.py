@@ -231,7 +231,9 @@ class MixedOrder:
             if known.block == block:
                 return known
         size = self._periods * self.period
-        shuffled = np.argsort(_keys(self.seed, _SETS, block, count=size).reshape(-1, self.period), axis=1, kind="stable")
+        shuffled = np.argsort(
+            _keys(self.seed, _SETS, block, count=size).reshape(-1, self.period), axis=1, kind="stable"
+        )
         sets = np.repeat(np.arange(len(self.weights)), self.weights)[shuffled].ravel()
         turns = np.empty_like(sets)
         for chosen in range(len(self.weights)):
@@ -257,7 +259,9 @@ def check_weights(weights: Sequence[int], sets: int) -> None:
     """
     listed = list(weights)
     if len(listed) != sets:
-        raise ValueError(f"data.weights={listed}: {len(listed)} weights for {sets} folders of shards; give one for each")
+        raise ValueError(
+            f"data.weights={listed}: {len(listed)} weights for {sets} folders of shards; give one for each"
+        )
     for place, weight in enumerate(listed):
         if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
             raise ValueError(

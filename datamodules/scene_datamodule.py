@@ -316,9 +316,13 @@ def _weights(weights: Sequence[int] | None, folders: tuple[Path, ...], make: Mak
         ValueError: They do not fit the folders, or several folders would be made.
     """
     if len(folders) > 1 and make is not None:
-        raise ValueError(f"data.make: makes one folder of shards, and data.shards names {len(folders)}; set data.make=null")
+        raise ValueError(
+            f"data.make: makes one folder of shards, and data.shards names {len(folders)}; set data.make=null"
+        )
     if weights is None and len(folders) > 1:
-        raise ValueError(f"data.weights: {len(folders)} folders of shards and no weights; give one for each, such as [1,2]")
+        raise ValueError(
+            f"data.weights: {len(folders)} folders of shards and no weights; give one for each, such as [1,2]"
+        )
     given = (1,) if weights is None else tuple(weights)
     check_weights(given, len(folders))
     return given

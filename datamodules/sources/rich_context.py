@@ -274,13 +274,14 @@ def _bytes(place: Path | bytes, where: str, what: str) -> bytes:
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
     """The pairs [picture, label] of a published list."""
-    try:
-        pairs = [tuple(pair) for pair in json_of(path.read_bytes(), str(path), "list")]
-        if all(len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs):
-            return pairs  # type: ignore[return-value]
-    except (ValueError, TypeError):
-        pass
-    raise ValueError(f"source.meta: {path} is no list of pairs [picture, label]; give the published list")
+    content = json_of(path.read_bytes(), str(path), "list")
+    is_pairs = isinstance(content, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in content)
+    if not is_pairs or not all(isinstance(name, str) for pair in content for name in pair):
+        raise ValueError(
+            f"source.meta: {path} is no list of pairs [picture, label]; give the published list, or leave it out to read "
+            "every file of labels"
+        )
+    return [(image, label) for image, label in content]
 
 
 def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], Exception | None]:
@@ -298,5 +299,3 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], Exception | None]:
 
 def _is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix in SUFFIXES
-
-
