@@ -25,7 +25,8 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
 
     Args:
         cfg: what `sample.py` was asked for: `scene`, the scene file; `caption`, in place of its own; `seeds`, one row each;
-            `out`, the sheet's file; `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they were.
+            `out`, the sheet's file; `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they
+            were.
         run_cfg: the run's own configuration; its newest checkpoint draws.
 
     Raises:

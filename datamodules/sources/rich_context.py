@@ -124,7 +124,7 @@ class RichContext(RichLabels):
         if self._pairs is not None:
             for image, label in self._pairs:
                 yield Entry(
-                    key=PurePosixPath(image).stem, label=found(self._labels, label) or Path(label), image_name=image
+                    key=PurePosixPath(image).stem, label=found(self._labels, [label]) or Path(label), image_name=image
                 )
         elif self._tars:
             elsewhere = dict(label_files(self._labels)) if self.labels else None
@@ -220,10 +220,10 @@ class RichContext(RichLabels):
         if isinstance(entry.label, bytes):
             return None
         if entry.image_name:
-            return found(self._root, entry.image_name)
+            return found(self._root, [entry.image_name])
         beside = [str(entry.label.with_name(entry.key + suffix)) for suffix in SUFFIXES]
         usual = [f"{entry.key[:-4]}/{entry.key}{suffix}" for suffix in SUFFIXES]
-        return found(self._root, *beside, label.file_name, *usual)
+        return found(self._root, [*beside, label.file_name, *usual])
 
 
 def content_window(padded: tuple[int, int], original: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -174,7 +174,7 @@ def label_files(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield key, Path(place) / name
 
 
-def found(folder: Path, *names: str) -> Path | None:
+def found(folder: Path, names: Sequence[str]) -> Path | None:
     """The first file that one of some published names means here.
 
     Args:

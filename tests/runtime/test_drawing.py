@@ -48,7 +48,8 @@ def test_a_given_picture_is_kept_outside_the_boxes_and_shown_beside(sheet, tmp_p
 def test_the_demo_s_layout_file_is_drawn_and_a_caption_given_beside_it(sheet, tmp_path):
     layout = {"bboxes": [[0, 0, 200, 200], [256, 256, 512, 512]], "labels": ["a red circle", "a blue square; plain"]}
     (tmp_path / "demo.json").write_text(json.dumps(layout))
-    plain, said = sheet(f"scene={tmp_path / 'demo.json'}"), sheet(f"scene={tmp_path / 'demo.json'}", "caption=a red circle")
+    plain = sheet(f"scene={tmp_path / 'demo.json'}")
+    said = sheet(f"scene={tmp_path / 'demo.json'}", "caption=a red circle")
     assert plain.shape == said.shape
     assert not np.array_equal(plain, said)
     (tmp_path / "demo.json").write_text(json.dumps({**layout, "caption": "a red circle"}))
