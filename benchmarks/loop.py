@@ -17,7 +17,7 @@ import torch
 
 from datamodules.batch import collate
 from datamodules.loaders import PositionDataset
-from datamodules.order import GlobalBatches, SampleOrder
+from datamodules.order import GlobalBatches
 from runtime.build import build_data, build_module, build_trainer
 from runtime.composition import compose
 
@@ -44,8 +44,7 @@ def bare_loop(cfg: Any) -> float:
     """Steps per second of the same step in a plain loop."""
     data, module = build_data(cfg), build_module(cfg)
     data.prepare_data()
-    order = SampleOrder(data.training_set.sizes, seed=cfg.seed, window=cfg.data.window)
-    dataset = PositionDataset(data.training_set, data._transform, order=order)
+    dataset = PositionDataset(data.training_set, data._transform, order=data.order)
     batches = GlobalBatches(cfg.batch_size)
     parameters = list(module.trained.parameters())
     optimizer = module._optimizer(parameters)

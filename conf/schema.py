@@ -165,7 +165,7 @@ class Sampler:
 class DataCommon:
     """What every `data/*.yaml` has; a file may add keys of its own beside these."""
 
-    shards: str = MISSING  # folder of Scene shards
+    shards: Any = MISSING  # folder of Scene shards, or a list of them
     workers: int = 0  # loader processes on a rank
     window: int = 8  # shards within which samples are permuted
     flip: bool = False  # mirror half of the samples
@@ -177,6 +177,9 @@ class DataCommon:
         _at_least("data.", self, workers=0, window=1)
         _fraction("data.", self, "min_area")
         _choose("data.caption", self.caption, ("first", "any"))
+        listed = self.shards if isinstance(self.shards, list) else [self.shards]
+        if not all(isinstance(folder, str) for folder in listed):
+            raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
 
 
 @dataclass(kw_only=True)
@@ -247,6 +250,7 @@ class Sample:
 
     run: str = MISSING
     scene: str = MISSING  # a scene file
+    caption: str | None = None  # in place of the scene's own
     out: str = "sample.png"
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
     inpaint: str | None = None  # a picture that is kept outside the scene's boxes

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import Batch, collate
-from datamodules.order import SampleOrder
+from datamodules.mixture import MixedShards
+from datamodules.order import MixedOrder, SampleOrder
 from datamodules.shards import ShardSet
 from datamodules.transforms import Sample, SceneTransform
 
@@ -24,7 +25,13 @@ class PositionDataset(Dataset[Sample]):
         order: Which one is at a position; without it they come as they are stored.
     """
 
-    def __init__(self, shards: ShardSet, transform: SceneTransform, *, order: SampleOrder | None = None) -> None:
+    def __init__(
+        self,
+        shards: ShardSet | MixedShards,
+        transform: SceneTransform,
+        *,
+        order: SampleOrder | MixedOrder | None = None,
+    ) -> None:
         self._shards = shards
         self._transform = transform
         self._order = order

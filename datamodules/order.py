@@ -1,4 +1,4 @@
-"""Which sample comes when: their order and the cut of a global batch over accumulation and ranks.
+"""Which sample comes when: their order, the mixing of several orders, and the cut of a global batch over accumulation and ranks.
 
 Everything here is arithmetic on (seed, position), numpy only: nothing is read, counted up or remembered but
 for speed, so that a run can be killed anywhere and go on with the same samples, on another number of ranks
@@ -8,12 +8,13 @@ Legend: N samples of one epoch; B global batch size; A accumulation steps; R ran
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS = range(4)  # what a draw is for; each has its own stream of random numbers
+_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS = range(5)  # what a draw is for; each has its own stream of random numbers
 _COINS = 4096  # drawn together
 _REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
 
@@ -154,6 +155,119 @@ class SampleOrder:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_epochs": (), "_windows": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Turns:
+    """Which set has its turn at each position of a block, and its how manieth turn in the block that is."""
+
+    block: int
+    sets: np.ndarray  # (K,) int64
+    turns: np.ndarray  # (K,) int64
+
+
+class MixedOrder:
+    """An endless stream that takes its samples from several sets by weight.
+
+    Of every period of sum(weights) positions a set has exactly as many as its weight, shuffled anew in each period. Its
+    n-th position in the stream is position n of its own order: nothing of a set is passed over, and a small one comes round
+    again in a new order while a large one goes on. `order[position]` is (shard, row), shards being counted through the
+    sets as they are given. Safe with threads, processes and pickle.
+
+    Args:
+        orders: The order of each set.
+        weights: Positions of each set in a period, whole numbers; a common divisor changes nothing.
+        seed: Seed of the turns, 0 or more.
+
+    Attributes:
+        period: Positions after which the shares are exact again.
+        samples: Samples of all sets together.
+
+    Raises:
+        ValueError: There are more weights than sets or fewer, or a weight is no whole number from 1 up.
+    """
+
+    def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[int], *, seed: int) -> None:
+        check_weights(weights, len(orders))
+        self.orders = tuple(orders)
+        self.weights = tuple(weight // math.gcd(*weights) for weight in weights)
+        self.seed = seed
+        self.period = sum(self.weights)
+        self.samples = sum(order.samples for order in self.orders)
+        counts = [order.shard_sizes.size for order in self.orders]
+        self._first_shards = [sum(counts[:place]) for place in range(len(counts))]
+        self._first_samples = [sum(order.samples for order in self.orders[:place]) for place in range(len(counts))]
+        self._periods = max(1, _COINS // self.period)  # drawn together
+        self._blocks: tuple[_Turns, ...] = ()
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(shard, row) of the sample at a position, 0 or more."""
+        chosen, own = self.locate(position)
+        shard, row = self.orders[chosen][own]
+        return self._first_shards[chosen] + shard, row
+
+    def sample_at(self, position: int) -> int:
+        """Number of the sample at a position, counted through the sets as they are given and stored."""
+        chosen, own = self.locate(position)
+        return self._first_samples[chosen] + self.orders[chosen].sample_at(own)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Which set has its turn at a position, and the position in that set's own order."""
+        if position < 0:
+            raise IndexError(f"position {position}: positions start at 0")
+        block, place = divmod(int(position), self._periods * self.period)
+        drawn = self._turns(block)
+        chosen = int(drawn.sets[place])
+        return chosen, block * self._periods * self.weights[chosen] + int(drawn.turns[place])
+
+    def counts(self, positions: int) -> tuple[int, ...]:
+        """How many of the first `positions` samples come from each set."""
+        block, place = divmod(int(positions), self._periods * self.period)
+        within = np.bincount(self._turns(block).sets[:place], minlength=len(self.weights)).tolist()
+        return tuple(block * self._periods * weight + n for weight, n in zip(self.weights, within, strict=True))
+
+    def _turns(self, block: int) -> _Turns:
+        for known in self._blocks:
+            if known.block == block:
+                return known
+        size = self._periods * self.period
+        shuffled = np.argsort(
+            _keys(self.seed, _SETS, block, count=size).reshape(-1, self.period), axis=1, kind="stable"
+        )
+        sets = np.repeat(np.arange(len(self.weights)), self.weights)[shuffled].ravel()
+        turns = np.empty_like(sets)
+        for chosen in range(len(self.weights)):
+            mine = sets == chosen
+            turns[mine] = np.arange(int(mine.sum()))
+        made = _Turns(block=block, sets=sets, turns=turns)
+        self._blocks = (made, *self._blocks[: _REMEMBERED - 1])
+        return made
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_blocks": ()}
+
+
+def check_weights(weights: Sequence[int], sets: int) -> None:
+    """Refuse weights by which sets cannot be mixed.
+
+    Args:
+        weights: One for each set.
+        sets: How many sets there are.
+
+    Raises:
+        ValueError: There are more weights than sets or fewer, or a weight is no whole number from 1 up.
+    """
+    listed = list(weights)
+    if len(listed) != sets:
+        raise ValueError(
+            f"data.weights={listed}: {len(listed)} weights for {sets} folders of shards; give one for each"
+        )
+    for place, weight in enumerate(listed):
+        if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
+            raise ValueError(
+                f"data.weights[{place}]={weight}: give whole numbers from 1 up, such as [1,2]; leave out a folder of which "
+                "nothing is to be read"
+            )
 
 
 class GlobalBatches:

@@ -7,7 +7,8 @@ needs nothing but the step. Here it is tied to a Trainer; the arithmetic is in `
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,33 @@ import torch
 
 from datamodules.batch import Batch, collate
 from datamodules.loaders import PositionDataset, PositionLoader
-from datamodules.order import GlobalBatches, SampleOrder, held_out_batches
+from datamodules.mixture import MixedShards, folders_of
+from datamodules.order import GlobalBatches, MixedOrder, SampleOrder, check_weights, held_out_batches
 from datamodules.shard_index import read_index
 from datamodules.shard_writer import describe
 from datamodules.shards import ShardError, ShardSet, has_shards
 from datamodules.transforms import FLIPPED_LATENT, SceneTransform
 
-__all__ = ["Batch", "SceneDataModule"]
+__all__ = ["Batch", "Part", "SceneDataModule"]
 
 log = logging.getLogger(__name__)
 
 Make = Callable[..., object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a folder of shards gives to a run.
+
+    Attributes:
+        folder: The folder.
+        samples: Samples in it.
+        drawn: How often one of them comes.
+    """
+
+    folder: Path
+    samples: int
+    drawn: int
 
 
 class SceneDataModule(pl.LightningDataModule):
@@ -39,7 +56,7 @@ class SceneDataModule(pl.LightningDataModule):
     `accumulate`.
 
     Args:
-        shards: Folder of the training shards.
+        shards: Folder of the training shards, or several that are mixed by weight.
         resolution: Height and width of the pictures, px; latents must have been made of pictures of that size.
         batch_size: Samples of an optimizer step over all ranks and accumulation steps.
         seed: Seed of the order and of the mirroring.
@@ -47,6 +64,7 @@ class SceneDataModule(pl.LightningDataModule):
         window: Shards that are shuffled together.
         workers: Processes that fetch, on each rank.
         flip: Whether half of the training samples are mirrored; latents cannot be.
+        weights: Of several folders, how often each has its turn: whole numbers, one for each.
         min_area: Objects whose box covers less than this share of the cropped picture go.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
@@ -60,12 +78,13 @@ class SceneDataModule(pl.LightningDataModule):
         dropped_objects: Objects of the batches so far that the crop to the resolution left too little of.
 
     Raises:
-        ValueError: `batch_size` is not a multiple of `accumulate`.
+        ValueError: `batch_size` is not a multiple of `accumulate`; weights do not fit the folders, or `make` is to make
+            several of them.
     """
 
     def __init__(
         self,
-        shards: str,
+        shards: str | Sequence[str],
         *,
         resolution: int,
         batch_size: int,
@@ -74,6 +93,7 @@ class SceneDataModule(pl.LightningDataModule):
         window: int = 8,
         workers: int = 0,
         flip: bool = False,
+        weights: Sequence[int] | None = None,
         min_area: float = 0.01,
         caption: str = "first",
         make: Make | None = None,
@@ -84,7 +104,8 @@ class SceneDataModule(pl.LightningDataModule):
         super().__init__()
         # Refuses at start-up what no number of ranks would mend.
         GlobalBatches(batch_size, accumulate=accumulate)
-        self.shards = Path(shards)
+        self.folders = folders_of(shards)
+        self.weights = _weights(weights, self.folders, make)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed
@@ -97,12 +118,12 @@ class SceneDataModule(pl.LightningDataModule):
             resolution=resolution, flip=flip, seed=seed, min_area=min_area, caption=caption
         )
         self._validation_transform = SceneTransform(resolution=resolution, min_area=min_area)
-        self._make = _own(self.shards, make)
+        self._make = _own(self.folders[0], make)
         self._make_validation = _own(self.validation_shards, make_validation)
 
     def prepare_data(self) -> None:
         """Make the shards that are not there, if it was said how."""
-        for path, make in ((self.shards, self._make), (self.validation_shards, self._make_validation)):
+        for path, make in ((self.folders[0], self._make), (self.validation_shards, self._make_validation)):
             if path is not None and make is not None and not has_shards(path):
                 _make_once(path, make)
 
@@ -122,10 +143,29 @@ class SceneDataModule(pl.LightningDataModule):
             log.warning("%d objects went because the centre crop left too little of them", self.dropped_objects)
 
     @functools.cached_property
-    def training_set(self) -> ShardSet:
+    def training_set(self) -> ShardSet | MixedShards:
         """The training samples."""
-        _refuse_other_source(self.shards, self._make, setting="make")
-        return _opened(self.shards, self._transform)
+        _refuse_other_source(self.folders[0], self._make, setting="make")
+        opened = [_opened(folder, self._transform) for folder in self.folders]
+        return opened[0] if len(opened) == 1 else MixedShards(opened)
+
+    @functools.cached_property
+    def order(self) -> SampleOrder | MixedOrder:
+        """Which training sample is at a position."""
+        stored = self.training_set
+        parts = stored.parts if isinstance(stored, MixedShards) else (stored,)
+        orders = [SampleOrder(part.sizes, seed=self.seed, window=self.window) for part in parts]
+        return orders[0] if len(orders) == 1 else MixedOrder(orders, self.weights, seed=self.seed)
+
+    def parts(self, positions: int) -> list[Part]:
+        """What each folder gives to the first `positions` samples."""
+        stored, order = self.training_set, self.order
+        if not (isinstance(stored, MixedShards) and isinstance(order, MixedOrder)):
+            return [Part(folder=self.folders[0], samples=len(stored), drawn=positions)]
+        return [
+            Part(folder=folder, samples=len(part), drawn=drawn)
+            for folder, part, drawn in zip(self.folders, stored.parts, order.counts(positions), strict=True)
+        ]
 
     @functools.cached_property
     def validation_set(self) -> ShardSet:
@@ -156,8 +196,7 @@ class SceneDataModule(pl.LightningDataModule):
             first = self._next_micro_batch(trainer)
             return (batches.positions(number, trainer.global_rank) for number in range(first, length))
 
-        order = SampleOrder(self.training_set.sizes, seed=self.seed, window=self.window)
-        dataset = PositionDataset(self.training_set, self._transform, order=order)
+        dataset = PositionDataset(self.training_set, self._transform, order=self.order)
         return self._loader(dataset, plan, length)
 
     def val_dataloader(self) -> PositionLoader:
@@ -260,6 +299,33 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
             f"{stored.latents.pixels}; set data.resolution to that or give other shards"
         )
     return stored
+
+
+def _weights(weights: Sequence[int] | None, folders: tuple[Path, ...], make: Make | None) -> tuple[int, ...]:
+    """The weight of each folder.
+
+    Args:
+        weights: As they were given; none are needed for one folder.
+        folders: What they are of.
+        make: Given where shards that are not there are to be made.
+
+    Returns:
+        One for each folder.
+
+    Raises:
+        ValueError: They do not fit the folders, or several folders would be made.
+    """
+    if len(folders) > 1 and make is not None:
+        raise ValueError(
+            f"data.make: makes one folder of shards, and data.shards names {len(folders)}; set data.make=null"
+        )
+    if weights is None and len(folders) > 1:
+        raise ValueError(
+            f"data.weights: {len(folders)} folders of shards and no weights; give one for each, such as [1,2]"
+        )
+    given = (1,) if weights is None else tuple(weights)
+    check_weights(given, len(folders))
+    return given
 
 
 def _own(path: Path | None, make: Make | None) -> Make | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
     With `inpaint` the last column is the given picture.
 
     Args:
-        cfg: what `sample.py` was asked for: `scene`, the scene file; `seeds`, one row each; `out`, the sheet's file;
-            `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they were.
+        cfg: what `sample.py` was asked for: `scene`, the scene file; `caption`, in place of its own; `seeds`, one row each;
+            `out`, the sheet's file; `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they
+            were.
         run_cfg: the run's own configuration; its newest checkpoint draws.
 
     Raises:
@@ -32,6 +34,8 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
         ValueError: `inpaint` is no picture, or `paste_back` without it.
     """
     scene = load_scene(cfg.scene)
+    if cfg.caption is not None:
+        scene = replace(scene, caption=cfg.caption)
     device_of(run_cfg.trainer)  # refuses before the weights are read
     module, _ = load_module(run_cfg, None)
     given = None if cfg.inpaint is None else _given(cfg.inpaint, (module.backbone.resolution,) * 2)

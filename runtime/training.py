@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.run_directory import Attempt, RunDirectory, RunError
 
 if TYPE_CHECKING:
+    from datamodules.scene_datamodule import Part
     from lightning_modules.scene_diffusion import SceneDiffusion
 
 
@@ -41,7 +43,7 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     check_fit(module.conditioning, data.provides, data=cfg.data.shards)
     if (form := data.training_set.latents) is not None:
         module.backbone.check_latents(form.shape, factor=form.scaling_factor)
-    print(summary(cfg, module, len(data.training_set)))
+    print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
     if cfg.plan:
         return module
     directory.open(cfg)
@@ -93,19 +95,36 @@ EXPECTED_WARNINGS = (
 )
 
 
-def summary(cfg: DictConfig, module: SceneDiffusion, samples: int) -> str:
-    """What will be trained, in a few lines."""
+def summary(cfg: DictConfig, module: SceneDiffusion, parts: Sequence[Part]) -> str:
+    """What will be trained, in a few lines.
+
+    Args:
+        cfg: the run's configuration.
+        module: as built.
+        parts: what each folder of shards gives to the whole run.
+
+    Returns:
+        Method, parameters, data and steps.
+    """
     trained = sum(p.numel() for p in module.trained.parameters())
     everything = sum(p.numel() for p in module.backbone.parameters()) + sum(
         p.numel() for p in module.conditioning.parameters()
     )
     node = cfg.trainer
     seen = node.max_steps * cfg.batch_size
+    samples = sum(part.samples for part in parts)
+    mixed = "".join(
+        f"           {part.drawn / seen:.1%} from {part.folder}: {part.drawn} of {part.samples} scenes, "
+        f"{part.drawn / part.samples:.1f} passes\n"
+        for part in parts
+        if len(parts) > 1
+    )
     names = ", ".join(module.conditioning.adapters) or "no adapter: the backbone itself"
     return (
         f"method     {names}\n"
         f"trains     {trained / 1e6:.2f} M of {everything / 1e6:.2f} M parameters\n"
-        f"data       {samples} scenes in {cfg.data.shards}\n"
+        f"data       {samples} scenes in {', '.join(str(part.folder) for part in parts)}\n"
+        f"{mixed}"
         f"steps      {node.max_steps} of batch {cfg.batch_size} (accumulate {node.accumulate}): "
         f"{seen} samples, {seen / samples:.1f} passes"
     )

@@ -28,6 +28,7 @@ from scenes.checks import (
     check_type,
 )
 from scenes.json_form import filled, made
+from scenes.pixel_layout import is_pixel_layout, scene_json
 from scenes.records import Frame, Relation, SceneObject
 
 __all__ = [
@@ -209,7 +210,7 @@ class Scene:
 
 
 def load_scene(path: str | Path) -> Scene:
-    """Read a scene from a JSON file of the form in ``scene.schema.json``.
+    """Read a scene from a JSON file of the form in ``scene.schema.json``, or of that in ``pixel_layout.py``.
 
     Args:
         path: The file.
@@ -232,6 +233,8 @@ def load_scene(path: str | Path) -> Scene:
         raise SceneError(f"{path}: byte {error.start}: {error.reason}; save the file as UTF-8") from None
     except OSError as error:
         raise SceneError(f"{path}: {error.strerror}; give the path of a scene file") from None
+    if is_pixel_layout(data):
+        data = scene_json(data, name=Path(path).stem, where=str(path))
     scene = Scene.from_json(data, where=str(path))
     schema = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     fault = best_match(schema.iter_errors(data))

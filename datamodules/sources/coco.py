@@ -45,7 +45,7 @@ class Filter:
     scenes: dict[str, int] = field(default_factory=dict)
 
 
-# LAMA's and LayoutDiffusion's, and CreatiLayout's. Both leave crowds out.
+# LAMA's and LayoutDiffusion's, CreatiLayout's, and what the rich-context system trains on. All leave crowds out.
 FILTERS = {
     "lama": Filter(stuff=True, min_area=0.02, min_objects=3, max_objects=8, scenes={"val2017": 3097}),
     "creatilayout": Filter(
@@ -56,6 +56,7 @@ FILTERS = {
         max_persons=3,
         scenes={"train2017": 61002, "val2017": 2565},
     ),
+    "rich_context": Filter(stuff=True, min_area=0.01, min_objects=1, max_objects=30),
 }
 
 
@@ -69,7 +70,7 @@ class Coco(FileSource):
         root: Folder with `annotations/` and the folders of pictures.
         split: Name of the folder of pictures and end of the names of the annotation files.
         images: Folder of the pictures, if it is not `root/split`.
-        filter: "lama" or "creatilayout"; null takes every picture.
+        filter: "lama", "creatilayout" or "rich_context"; null takes every picture.
         stuff: Whether the boxes of stuff are read too; null as the filter says, and else no.
         crowd: Whether boxes around crowds are kept, marked as such; else they are counted and go.
         masks: Whether the masks are kept.

@@ -33,7 +33,7 @@ class Picture:
     """A picture with the bytes it came from.
 
     Attributes:
-        data: The file.
+        data: The file; empty for what was made of a picture and has none.
         image: The same, decoded.
     """
 
@@ -44,6 +44,10 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """(height, width) px."""
         return self.image.height, self.image.width
+
+    def part(self, top: int, left: int, height: int, width: int) -> "Picture":
+        """A window of it, in px."""
+        return Picture(data=b"", image=self.image.crop((left, top, left + width, top + height)))
 
     @staticmethod
     def decode(data: bytes, where: str) -> "Picture":
@@ -149,6 +153,7 @@ class FileSource(Source):
         boxes: Any,
         *,
         details: Sequence[Mapping[str, Any]] | None = None,
+        window: Sequence[float] | None = None,
     ) -> tuple[SceneObject, ...]:
         """The objects of phrases with boxes; boxes are cut to the picture, and those with too little of it go.
 
@@ -157,6 +162,8 @@ class FileSource(Source):
             phrases: N texts.
             boxes: (N, 4) xyxy, 1 being the side of the picture, beyond it by up to `tolerance`.
             details: N further fields of `SceneObject`.
+            window: xyxy of the part of the picture that is taken, where that is not the whole: boxes are checked
+                against the picture and then moved into this part and cut to it.
 
         Returns:
             At most N objects in the order given.
@@ -177,7 +184,7 @@ class FileSource(Source):
                 )
         if len(boxes) and (fault := self._fault(boxes)):
             raise SampleError(f"{where}: {fault}")
-        boxes = box_math.clip(boxes)
+        boxes = box_math.clip(boxes if window is None else box_math.crop(boxes, window))
         kept = []
         for index, box in enumerate(boxes.tolist()):
             width, height = box[2] - box[0], box[3] - box[1]

@@ -44,6 +44,8 @@ def test_defaults_are_right() -> None:
         (Prepare, {}, "name one with source=NAME"),
         (Prepare, {"max_bad_fraction": 1.5}, "max_bad_fraction=1.5: must lie between 0 and 1"),
         (DataCommon, {"min_area": -0.1}, "data.min_area=-0.1"),
+        (DataCommon, {"shards": ["a", 1]}, "data.shards=['a', 1]: must be a folder, or a list of folders"),
+        (DataCommon, {"shards": 1}, "data.shards=1: must be a folder"),
         (DataCommon, {"caption": "all"}, "data.caption=all: no such choice"),
         (Prepare, {"task": "check"}, "shards: task=check reads shards"),
         (Prepare, {"source": {"_target_": "x"}}, "name it with out=DIR"),

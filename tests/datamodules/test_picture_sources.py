@@ -214,10 +214,25 @@ def test_creatilayout_counts_persons_before_the_size_of_their_boxes(tmp_path):
     assert FILTERS["lama"].scenes == {"val2017": 3097}
 
 
+def test_rich_context_takes_one_to_thirty_objects_of_one_percent_things_and_stuff(tmp_path):
+    counts = {"one": 0, "thirty": 29, "none": 0, "thirty_one": 30}
+    things = [(name, 18, square(10)) for name, count in counts.items() for _ in range(count)]
+    things += [("one", 18, square(9)), ("thirty", 1, square(90), {"iscrowd": 1})]
+    stuff = [(name, 157, square(50)) for name in counts if name != "none"] + [("none", 183, square(50))]
+    root = write_coco(tmp_path / "c", dict.fromkeys(counts, (100, 100)), things, stuff=stuff)
+    source = Coco(root=str(root), filter="rich_context")
+    assert [(scene.id, len(scene.objects)) for scene, _ in source] == [("one", 1), ("thirty", 30)]
+    assert source.left_out.counts == {
+        "boxes of crowds": 1,
+        "boxes under min_area": 1,
+        "pictures outside the filter": 2,
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"filter": "lamma"}, ("source.filter=lamma", "lama, creatilayout")),
+        ({"filter": "lamma"}, ("source.filter=lamma", "lama, creatilayout, rich_context")),
         ({"filter": "lama", "stuff": False}, ("source.stuff=false", "leave source.stuff out")),
         ({"filter": "lama", "crowd": True}, ("source.crowd=true",)),
         ({"filter": "lama", "min_area": 0.1}, ("source.min_area=0.1", "0.02")),

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.shards import ShardSet
 from runtime.composition import compose
 from runtime.preparation import TASKS
+from scenes import load_scene
+from scenes import masks as mask_math
 
 SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
@@ -57,21 +60,41 @@ def test_coco(prepared):
         assert record.image.shape == (image["height"], image["width"], 3)
 
 
-@pytest.mark.parametrize(("name", "stuff", "low", "high"), [("lama", True, 3, 8), ("creatilayout", False, 2, 10)])
-def test_coco_filters(prepared, name, stuff, low, high):
+def test_coco_stuff_has_captions_and_boxes_of_both(prepared):
+    root = SAMPLES / "coco"
+    index, records = prepared("source=coco", f"source.root={root}", "source.stuff=true")
+    stuff = json.loads((root / "annotations/stuff_train2017.json").read_text())
+    things = json.loads((root / "annotations/instances_train2017.json").read_text())
+    regions = [item for item in stuff["annotations"] if item["category_id"] != 183]
+    assert regions
+    assert index["counts"]["objects"] == len(regions) + sum(not item["iscrowd"] for item in things["annotations"])
+    assert index["counts"]["captions"] == 245
+    names = {category["id"]: category["name"] for category in stuff["categories"] + things["categories"]}
+    for image in things["images"]:
+        of_both = [i for i in things["annotations"] + regions if i["image_id"] == image["id"] and not i["iscrowd"]]
+        scene = records[Path(image["file_name"]).stem].scene
+        assert [item.phrase for item in scene.objects] == [names[item["category_id"]] for item in of_both]
+
+
+@pytest.mark.parametrize(
+    ("name", "stuff", "low", "high", "share"),
+    [("lama", True, 3, 8, 0.02), ("creatilayout", False, 2, 10, 0.02), ("rich_context", True, 1, 30, 0.01)],
+)
+def test_coco_filters(prepared, name, stuff, low, high, share):
     root = SAMPLES / "coco"
     _, records = prepared("source=coco", f"source.root={root}", f"source.filter={name}")
     instances = json.loads((root / "annotations/instances_train2017.json").read_text())
     more = json.loads((root / "annotations/stuff_train2017.json").read_text())["annotations"] if stuff else []
+    more = [item for item in more if item["category_id"] != 183]
     expected = {}
     for image in instances["images"]:
         items = [i for i in instances["annotations"] + more if i["image_id"] == image["id"] and not i["iscrowd"]]
-        large = [i for i in items if i["bbox"][2] * i["bbox"][3] >= 0.02 * image["width"] * image["height"]]
+        large = [i for i in items if i["bbox"][2] * i["bbox"][3] >= share * image["width"] * image["height"]]
         persons = sum(item["category_id"] == 1 for item in items)
-        if low <= len(large) <= high and (name == "lama" or persons <= 3):
+        if low <= len(large) <= high and (name != "creatilayout" or persons <= 3):
             expected[Path(image["file_name"]).stem] = len(large)
     assert {key: len(record.scene.objects) for key, record in records.items()} == expected
-    assert 0 < len(expected) < 49
+    assert 0 < len(expected) < 49 or name == "rich_context"
 
 
 def test_gligen_coco(prepared):
@@ -184,3 +207,69 @@ def test_sa1b_with_igligen_s_boxes(prepared, tmp_path_factory):
             assert record.image.shape == (side, side, 3)
             assert record.scene.frame.crop == ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
             np.testing.assert_allclose([item.box for item in record.scene.objects], wanted(rows[key])[1], atol=1e-6)
+
+
+def shown(record):
+    """Boxes of a record in px of its picture."""
+    height, width = record.image.shape[:2]
+    return np.array([item.box for item in record.scene.objects]) * [width, height, width, height]
+
+
+def test_rich_context(prepared, tmp_path):
+    root = SAMPLES / "cc3m"
+    index, records = prepared("source=rich_context", f"source.root={root}", "source.masks=true")
+    labels = {path.stem[6:]: json.loads(path.read_text()) for path in root.glob("labels/*/label_*.json")}
+    assert set(records) == set(labels)
+    assert index["counts"]["objects"] == sum(len(label["annos"]) for label in labels.values())
+    assert "left_out" not in index
+    for key, record in records.items():
+        sidecar = json.loads((root / f"cc3m-images/00000/{key}.json").read_text())
+        height, width = sidecar["original_height"], sidecar["original_width"]
+        assert record.scene.frame.original == (height, width)
+        assert record.image.shape[:2] == (
+            round(768 * height / max(height, width)),
+            round(768 * width / max(height, width)),
+        )
+        annotations = labels[key]["annos"]
+        assert record.scene.caption == labels[key]["caption"]
+        assert [item.description for item in record.scene.objects] == [one["caption"] for one in annotations]
+        assert [item.label for item in record.scene.objects] == [one["category_name"] for one in annotations]
+        assert [item.score for item in record.scene.objects] == [one["pred_score"] for one in annotations]
+        boxes = np.array([one["bbox"] for one in annotations], float)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes -= [(768 - record.image.shape[1]) // 2, (768 - record.image.shape[0]) // 2] * 2
+        np.testing.assert_allclose(shown(record), boxes.clip(0, [*record.image.shape[1::-1]] * 2), atol=1e-6)
+        for item, one in zip(record.scene.objects, annotations, strict=True):
+            inside = mask_math.decode(item.mask)
+            assert inside.shape == record.image.shape[:2]
+            assert 0 <= mask_math.decode(one["mask"]).sum() - inside.sum() <= 0.02 * inside.sum() + 768
+        with Image.open(root / f"cc3m-images/00000/{key}.jpg") as padded:
+            top, left = (768 - record.image.shape[0]) // 2, (768 - record.image.shape[1]) // 2
+            inside = np.asarray(padded.convert("RGB"))[
+                top : top + record.image.shape[0], left : left + record.image.shape[1]
+            ]
+        assert np.abs(record.image.astype(int) - inside).mean() < 3  # stored as a JPEG once more
+
+
+def test_rc_coco_is_the_rich_labels_of_the_same_pictures(prepared):
+    _, records = prepared(
+        "source=rc_coco",
+        f"source.root={SAMPLES / 'coco'}",
+        f"source.labels={SAMPLES / 'rc_coco'}",
+        "source.split=train2017",
+    )
+    labels = {path.stem[6:]: json.loads(path.read_text()) for path in SAMPLES.glob("rc_coco/label_*.json")}
+    assert set(records) == set(labels)
+    for key, record in records.items():
+        boxes = np.array([one["bbox"] for one in labels[key]["annos"]], float)
+        boxes[:, 2:] += boxes[:, :2]
+        limits = [*record.image.shape[1::-1]] * 2
+        np.testing.assert_allclose(shown(record), (boxes * max(record.image.shape) / 768).clip(0, limits), atol=1e-6)
+        assert [item.description for item in record.scene.objects] == [one["caption"] for one in labels[key]["annos"]]
+
+
+def test_the_demo_s_layout_is_read_as_it_is():
+    published = json.loads((SAMPLES / "cc3m" / "demo_layout.json").read_text())
+    scene = load_scene(SAMPLES / "cc3m" / "demo_layout.json")
+    assert [item.phrase for item in scene.objects] == published["labels"]
+    assert [[512 * side for side in item.box] for item in scene.objects] == published["bboxes"]

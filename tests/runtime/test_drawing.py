@@ -1,5 +1,6 @@
 """What `sample.py` saves, and which pictures it cannot keep."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,17 @@ def test_a_given_picture_is_kept_outside_the_boxes_and_shown_beside(sheet, tmp_p
     assert share_of(ORANGE, columns[3]) > 0.8
     assert 0.1 < share_of(ORANGE, columns[2]) < 0.8
     assert share_of(ORANGE, columns[0]) < 0.01
+
+
+def test_the_demo_s_layout_file_is_drawn_and_a_caption_given_beside_it(sheet, tmp_path):
+    layout = {"bboxes": [[0, 0, 200, 200], [256, 256, 512, 512]], "labels": ["a red circle", "a blue square; plain"]}
+    (tmp_path / "demo.json").write_text(json.dumps(layout))
+    plain = sheet(f"scene={tmp_path / 'demo.json'}")
+    said = sheet(f"scene={tmp_path / 'demo.json'}", "caption=a red circle")
+    assert plain.shape == said.shape
+    assert not np.array_equal(plain, said)
+    (tmp_path / "demo.json").write_text(json.dumps({**layout, "caption": "a red circle"}))
+    np.testing.assert_array_equal(sheet(f"scene={tmp_path / 'demo.json'}"), said)
 
 
 def test_what_is_no_picture_is_refused_in_one_line(sheet, tmp_path):

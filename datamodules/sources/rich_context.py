@@ -1,0 +1,301 @@
+"""Rich context: pictures that img2dataset fetched, as trees or tars, with rich labels beside them or in a folder of their own.
+
+img2dataset puts a white border around a picture that is not square; labels were made with it, and it is taken off here. The
+labels themselves are read in ``rich_labels.py``.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from datamodules.sources.base import Content
+from datamodules.sources.files import Picture, SampleError, existing
+from datamodules.sources.rich_labels import (
+    PREFIX,
+    WITHOUT_PICTURE,
+    Label,
+    RichLabels,
+    content_of,
+    found,
+    json_of,
+    key_of,
+    label_files,
+    read_label,
+)
+from scenes import Frame, Scene
+
+SUFFIXES = (".jpg", ".png", ".webp")
+WHITE = 240  # least mean of a border: it is 255, and JPEG spreads the picture's edge into it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The files of one sample: paths, or what a tar holds; None where there is none.
+
+    Attributes:
+        key: img2dataset's name of the sample.
+        label: The file of labels.
+        picture: The picture. In a tree it may be known from the labels alone.
+        sidecar: img2dataset's record of it.
+        image_name: The picture, as a list of pairs calls it.
+    """
+
+    key: str
+    label: Path | bytes | None
+    picture: Path | bytes | None = None
+    sidecar: Path | bytes | None = None
+    image_name: str = ""
+
+
+class RichContext(RichLabels):
+    """Pictures with a caption, and objects with tag, sentence and score.
+
+    Args:
+        root: Folder of the pictures: a tree with `NNNNN/KEY.jpg` and `NNNNN/KEY.json` somewhere in it, or img2dataset's tars.
+        labels: Folder in which the files `label_KEY.json` lie, at any depth; `root` if not given, or the tars themselves.
+        tars: Which tars of `root` to read, as a pattern of names; null for a tree.
+        meta: A published list of pairs [picture, label] to read in its order; null for every file of labels.
+        border: Whether the border is taken off; false keeps pictures as they are, and needs no `KEY.json`.
+        labelled_at: As in `RichLabels`.
+        max_objects: As in `RichLabels`; the publishers take 20.
+        masks: As in `RichLabels`.
+        min_area: As in `FileSource`.
+        tolerance: As in `FileSource`, of the picture with its border; what lies in the border is cut.
+        short_side: As in `FileSource`.
+
+    Raises:
+        ValueError: A file is not there, or settings contradict each other.
+    """
+
+    name = "rich_context"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        labels: str | None = None,
+        tars: str | None = None,
+        meta: str | None = None,
+        border: bool = True,
+        labelled_at: int | None = None,
+        max_objects: int | None = 20,
+        masks: bool = False,
+        min_area: float = 0.0,
+        tolerance: float = 0.05,
+        short_side: int | None = None,
+    ) -> None:
+        super().__init__(
+            labelled_at=labelled_at,
+            max_objects=max_objects,
+            masks=masks,
+            min_area=min_area,
+            tolerance=tolerance,
+            short_side=short_side,
+        )
+        self.root, self.labels, self.tars, self.meta, self.border = root, labels, tars, meta, border
+        self.provides = frozenset(
+            {"image", "caption", "boxes", "phrases", "descriptions", "scores"} | ({"masks"} if masks else set())
+        )
+        if tars is not None and meta is not None:
+            raise ValueError(f"source.meta={meta}: a list names files, not members of tars; leave source.tars out")
+        self._root = existing(Path(root), "source.root")
+        self._labels = existing(Path(labels) if labels else self._root, "source.labels")
+        self._pairs = None if meta is None else _pairs(existing(Path(meta), "source.meta"))
+        self._tars = sorted(self._root.glob(tars)) if tars is not None else []
+        if tars is not None and not self._tars:
+            raise ValueError(f"source.tars={tars}: no such file in {root}; give a pattern of names, such as *.tar")
+        self._count = self._counted()
+        if not self._count:
+            raise ValueError(
+                f"source.labels: no {PREFIX}*.json in {self._labels}; name the folder of the labels, "
+                "or source.tars=PATTERN where pictures and labels are in tars"
+            )
+
+    def __len__(self) -> int:
+        """Files of labels, pairs of the list, or pictures in the tars."""
+        return self._count
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields the files of each sample; of those in tars one is in memory at a time."""
+        if self._pairs is not None:
+            for image, label in self._pairs:
+                yield Entry(
+                    key=PurePosixPath(image).stem, label=found(self._labels, [label]) or Path(label), image_name=image
+                )
+        elif self._tars:
+            elsewhere = dict(label_files(self._labels)) if self.labels else None
+            for path in self._tars:
+                yield from self._of_tar(path, elsewhere)
+        else:
+            yield from (Entry(key=key, label=path) for key, path in label_files(self._labels))
+
+    def read(self, entry: Any) -> tuple[Scene, Content] | str:
+        """The sample of some files.
+
+        Args:
+            entry: The files.
+
+        Returns:
+            The scene with its picture, or the reason where there is no picture, no label or no object.
+
+        Raises:
+            SampleError: Something of it cannot be used.
+        """
+        where = entry.key
+        if entry.label is None:
+            return "pictures without labels"
+        label = read_label(_bytes(entry.label, where, "label"), where)
+        place = entry.picture or self._picture_of(entry, label)
+        if place is None:
+            return WITHOUT_PICTURE
+        picture = Picture.open(place, where) if isinstance(place, Path) else Picture.decode(place, where)
+        provenance: dict[str, Any] = {"dataset": label.dataset} if label.dataset else {}
+        frame, window = Frame(original=picture.size), None
+        if self.border:
+            sidecar = entry.sidecar or (place.with_suffix(".json") if isinstance(place, Path) else None)
+            original = _original_size(sidecar, where)
+            inside = content_window(picture.size, original)
+            top, left, height, width = inside
+            frame = Frame(original=original, target=(height, width))
+            if (height, width) != picture.size:
+                _refuse_coloured_border(picture.image, inside, where)
+                rows, columns = picture.size
+                window = (left / columns, top / rows, (left + width) / columns, (top + height) / rows)
+                provenance["padded"] = {"size": [rows, columns], "window": list(inside)}
+        objects = self.labelled(where, label, picture.size, window=window)
+        if not objects:
+            return "pictures without boxes"
+        if any(item.score is None for item in objects):
+            raise SampleError(f"{where}: pred_score: missing; label the picture again or leave the sample out")
+        self.count("captions missing", not label.caption)
+        scene = Scene(
+            id=where,
+            caption=label.caption,
+            objects=objects,
+            frame=frame,
+            source=self.name,
+            provenance=provenance,
+        )
+        return self.stored(scene, picture if window is None else picture.part(*inside))
+
+    def _counted(self) -> int:
+        if self._pairs is not None:
+            return len(self._pairs)
+        if self._tars:
+            return sum(sum(_is_picture(name) for name in _members(path)[0]) for path in self._tars)
+        return sum(1 for _ in label_files(self._labels))
+
+    def _of_tar(self, path: Path, elsewhere: dict[str, Path] | None) -> Iterator[Entry]:
+        """The samples of a tar, by the order of its pictures; labels may come before or behind them."""
+        members, fault = _members(path)
+        labels = {key: name for name in members if (key := key_of(name)) is not None}
+        try:
+            with tarfile.open(path) as tar:
+
+                def content(name: str | None) -> bytes | None:
+                    file = tar.extractfile(members[name]) if name in members else None
+                    return None if file is None else file.read()
+
+                for name in filter(_is_picture, list(members)):
+                    key = PurePosixPath(name).stem
+                    label = elsewhere.get(key) if elsewhere is not None else content(labels.pop(key, None))
+                    if label is None:
+                        yield Entry(key=key, label=None)
+                    else:
+                        sidecar = content(str(PurePosixPath(name).with_suffix(".json")))
+                        yield Entry(key=key, label=label, picture=content(name), sidecar=sidecar)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            fault = error
+        if fault is not None:
+            self.left_out.skip(f"{path}: {fault}; fetch it again")
+        if elsewhere is None and labels:
+            self.left_out.counts[WITHOUT_PICTURE] += len(labels)
+
+    def _picture_of(self, entry: Entry, label: Label) -> Path | None:
+        """The picture of a file of labels in a tree: beside it, where it says, or where img2dataset puts that key."""
+        if isinstance(entry.label, bytes):
+            return None
+        if entry.image_name:
+            return found(self._root, [entry.image_name])
+        beside = [str(entry.label.with_name(entry.key + suffix)) for suffix in SUFFIXES]
+        usual = [f"{entry.key[:-4]}/{entry.key}{suffix}" for suffix in SUFFIXES]
+        return found(self._root, [*beside, label.file_name, *usual])
+
+
+def content_window(padded: tuple[int, int], original: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where img2dataset has put a picture in its border, by the rounding that it uses.
+
+    Args:
+        padded: (height, width) px of the picture on the disk.
+        original: (height, width) px of the picture as it was fetched.
+
+    Returns:
+        (top, left, height, width) px; all of it where there is no border, which is where it is not square.
+    """
+    side = padded[0]
+    if padded != (side, side):
+        return (0, 0, *padded)
+    height, width = (max(1, round(length * side / max(original))) for length in original)
+    return (side - height) // 2, (side - width) // 2, height, width
+
+
+def _refuse_coloured_border(image: Any, inside: tuple[int, int, int, int], where: str) -> None:
+    """Refuses a picture that has something where its border would be: it was cut, not padded."""
+    top, left, height, width = inside
+    pixels = np.asarray(image.convert("L"))
+    strips = (pixels[:top], pixels[top + height :], pixels[:, :left], pixels[:, left + width :])
+    border = np.concatenate([strip.ravel() for strip in strips])
+    if border.mean() < WHITE:
+        raise SampleError(
+            f"{where}: picture: no white border where its original size says one is (mean {border.mean():.0f} of 255); "
+            "if img2dataset cut pictures instead of padding them, set source.border=false"
+        )
+
+
+def _original_size(sidecar: Path | bytes | None, where: str) -> tuple[int, int]:
+    """(height, width) px of the picture as it was fetched."""
+    way_out = "fetch it with the picture, or set source.border=false where pictures have no border"
+    if sidecar is None or (isinstance(sidecar, Path) and not sidecar.is_file()):
+        raise SampleError(f"{where}: {where}.json: is not there to tell the border; {way_out}")
+    record = json_of(_bytes(sidecar, where, "sidecar"), where, "sidecar")
+    sides = [record.get(f"original_{side}") if isinstance(record, dict) else None for side in ("height", "width")]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise SampleError(f"{where}: original_height, original_width: {sides} are no pixels; {way_out}")
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def _bytes(place: Path | bytes, where: str, what: str) -> bytes:
+    return place if isinstance(place, bytes) else content_of(place, where, what)
+
+
+def _pairs(path: Path) -> list[tuple[str, str]]:
+    """The pairs [picture, label] of a published list."""
+    content = json_of(path.read_bytes(), str(path), "list")
+    is_pairs = isinstance(content, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in content)
+    if not is_pairs or not all(isinstance(name, str) for pair in content for name in pair):
+        raise ValueError(
+            f"source.meta: {path} is no list of pairs [picture, label]; give the published list, or leave it out to read "
+            "every file of labels"
+        )
+    return [(image, label) for image, label in content]
+
+
+def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], Exception | None]:
+    """The files of a tar by name, and what is wrong with it; of a tar that ends too early those before its end."""
+    members: dict[str, tarfile.TarInfo] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isfile():
+                    members[member.name] = member
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return members, error
+    return members, None
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix in SUFFIXES
