@@ -171,12 +171,17 @@ class DataCommon:
     flip: bool = False  # mirror half of the samples
     min_area: float = 0.01  # objects that cover less of the cropped picture go
     caption: str = "first"  # of several: the first, or any
+    resize: str = "crop"  # how a picture becomes square: crop, squash
+    relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
+    relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
 
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
-        _at_least("data.", self, workers=0, window=1)
+        _at_least("data.", self, workers=0, window=1, relations_per_object=0)
         _fraction("data.", self, "min_area")
         _choose("data.caption", self.caption, ("first", "any"))
+        _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.relations", self.relations, ("stored", "boxes"))
 
 
 @dataclass(kw_only=True)
