@@ -100,8 +100,7 @@ class SceneTransform:
             scene = self._related(scene)
             latent = torch.from_numpy(record.latent).float()
             return Sample(latent=latent, scene=scene, position=position, dropped=dropped)
-        square = centre_square if self.resize == "crop" else squashed
-        image, scene, dropped = square(record.image, record.scene, self.resolution, min_area=self.min_area)
+        image, scene, dropped = self.square(record.image, record.scene)
         scene = self._related(scene)
         if self.flip and flips(self.seed, position):
             image, scene = image[:, ::-1], scene.flip()
@@ -111,6 +110,16 @@ class SceneTransform:
         """The scene with the caption that it has at this position."""
         captions = scene.provenance.get("captions") if self.caption == "any" else None
         return replace(scene, caption=captions[choice(self.seed, position, len(captions))]) if captions else scene
+
+    def square(self, image: np.ndarray, scene: Scene) -> tuple[np.ndarray, Scene, int]:
+        """As `centre_square` or `squashed`, whichever is asked for."""
+        square = centre_square if self.resize == "crop" else squashed
+        return square(image, scene, self.resolution, min_area=self.min_area)
+
+    def scene(self, scene: Scene) -> Scene:
+        """What becomes of a scene alone: its square and its relations; never mirrored, under its own caption."""
+        scene, _ = squared(scene, self.resolution, resize=self.resize, min_area=self.min_area)
+        return self._related(scene)
 
     def _related(self, scene: Scene) -> Scene:
         """The scene with the relations that are asked for."""
@@ -139,15 +148,8 @@ def centre_square(
     height, width = image.shape[:2]
     if (height, width) == (resolution, resolution):
         return image, *scene.without_small(min_area)
-    frame = _frame_of(scene, (height, width))
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    scene = replace(scene, frame=frame)
-    if height != width:
-        scene, dropped = scene.crop(top, left, side, side, min_area=min_area)
-    else:
-        scene, dropped = scene.without_small(min_area)
-    scene = replace(scene, frame=replace(scene.frame, target=(resolution, resolution)))
+    top, left, side = _centre(height, width)
+    scene, dropped = squared(_framed(scene, (height, width)), resolution, min_area=min_area)
     window = (left, top, left + side, top + side)
     resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC, box=window)
     return np.asarray(resized), scene, dropped
@@ -173,21 +175,51 @@ def squashed(
     size = image.shape[:2]
     if size == (resolution, resolution):
         return image, *scene.without_small(min_area)
-    frame = replace(_frame_of(scene, size), target=(resolution, resolution))
-    scene, dropped = scene.without_small(min_area)
+    scene, dropped = squared(_framed(scene, size), resolution, resize="squash", min_area=min_area)
     resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return np.asarray(resized), replace(scene, frame=frame), dropped
+    return np.asarray(resized), scene, dropped
 
 
-def _frame_of(scene: Scene, size: tuple[int, int]) -> Frame:
-    """The frame of a picture of (height, width) px; refused where the scene's is of another size."""
+def squared(scene: Scene, resolution: int, *, resize: str = "crop", min_area: float = 0.01) -> tuple[Scene, int]:
+    """What becomes of a scene when its picture is made square; the picture itself is not needed.
+
+    Args:
+        scene: The scene; without a frame its boxes are taken to be of a square.
+        resolution: Height and width that come out, px.
+        resize: "crop" for the centre square, "squash" for all of the picture.
+        min_area: Objects whose box covers less than this share of what is left go.
+
+    Returns:
+        The scene in its new frame, and how many of its objects went.
+    """
+    size = None if scene.frame is None else scene.frame.target
+    if scene.frame is None or size is None or size == (resolution, resolution):
+        return scene.without_small(min_area)
+    height, width = size
+    if resize == "crop" and height != width:
+        top, left, side = _centre(height, width)
+        scene, dropped = scene.crop(top, left, side, side, min_area=min_area)
+    else:
+        scene, dropped = scene.without_small(min_area)
+    assert scene.frame is not None
+    return replace(scene, frame=replace(scene.frame, target=(resolution, resolution))), dropped
+
+
+def _centre(height: int, width: int) -> tuple[int, int, int]:
+    """(top, left, side) of the centre square, px."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def _framed(scene: Scene, size: tuple[int, int]) -> Scene:
+    """The scene with the frame of a picture of (height, width) px; refused where it has that of another size."""
     frame = scene.frame or Frame(original=size)
     if frame.target != size:
         raise ValueError(
             f"scene {scene.id!r}: frame: target {frame.target} is not the picture's (height, width) "
             f"{size}; make the shards again with prepare.py"
         )
-    return frame
+    return replace(scene, frame=frame)
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -122,14 +122,7 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
         arms["without_scene"] = [scene.without_layout() for scene in scenes]
     pictures: Arms = {}
     for arm, asked in arms.items():
-        settings = {
-            "weights": about["weights_sha256"],
-            "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
-            "seed": cfg.protocol.seed,
-            "arm": arm,
-        }
-        if run_cfg.trainer.precision in MIXED:
-            settings["precision"] = run_cfg.trainer.precision
+        settings = picture_settings(run_cfg, weights=about["weights_sha256"], seed=cfg.protocol.seed, arm=arm)
         manifest = Manifest(out / arm, settings)
         with (
             placed(module, run_cfg.trainer),
@@ -145,8 +138,20 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
                 batch_size=cfg.protocol.batch_size,
                 progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
             )
+        manifest.finish()
         pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
     return pictures, about
+
+
+def picture_settings(run_cfg: DictConfig, *, weights: str, seed: int, arm: str) -> dict[str, Any]:
+    """All that decides what a picture of a scene looks like, as its manifest keeps it."""
+    settings = {
+        "weights": weights,
+        "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
+        "seed": seed,
+        "arm": arm,
+    }
+    return settings | ({"precision": run_cfg.trainer.precision} if run_cfg.trainer.precision in MIXED else {})
 
 
 def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
