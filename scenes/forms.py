@@ -22,7 +22,8 @@ TRIPLE = "write 'subject | relation | object', or an object alone"
 class GraphError(SceneError):
     """An entry that is no scene graph.
 
-    Attributes:
+    Args:
+        message: One line, as of every `SceneError`.
         reason: What is wrong with it, in the same words for every entry, to be counted by.
     """
 

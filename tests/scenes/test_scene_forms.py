@@ -160,3 +160,10 @@ def test_files_that_are_none_of_the_forms_are_refused_as_ours(tmp_path):
         one_line(caught, path, *words)
     with pytest.raises(SceneError, match=r"nowhere\.txt: No such file"):
         read_scene(tmp_path / "nowhere.txt")
+
+
+def test_the_example_says_as_text_what_it_says_as_json():
+    folder = Path(__file__).parents[2] / "examples"
+    text, ours = (read_scene(folder / f"four_shapes.{suffix}") for suffix in ("txt", "json"))
+    assert (text.caption, triples(text)) == (ours.caption, triples(ours))
+    assert {item.phrase for item in text.objects} == {item.phrase for item in ours.objects}
