@@ -171,15 +171,20 @@ class DataCommon:
     flip: bool = False  # mirror half of the samples
     min_area: float = 0.01  # objects that cover less of the cropped picture go
     caption: str = "first"  # of several: the first, or any
+    resize: str = "crop"  # how a picture becomes square: crop, squash
+    relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
+    relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
 
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
-        _at_least("data.", self, workers=0, window=1)
+        _at_least("data.", self, workers=0, window=1, relations_per_object=0)
         _fraction("data.", self, "min_area")
         _choose("data.caption", self.caption, ("first", "any"))
         listed = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(folder, str) for folder in listed):
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
+        _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.relations", self.relations, ("stored", "boxes"))
 
 
 @dataclass(kw_only=True)
@@ -249,12 +254,17 @@ class Sample:
     """Root of `sample.py`."""
 
     run: str = MISSING
-    scene: str = MISSING  # a scene file
+    scene: str | None = None  # a scene file: a sheet of it is drawn; or
+    split: str | None = None  # a folder of shards, or a file of many scenes: a picture of each
     caption: str | None = None  # in place of the scene's own
-    out: str = "sample.png"
-    seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
+    out: str | None = None  # null: sample.png; the folder of a split's pictures has to be named
+    seeds: list[int] = field(default_factory=lambda: [0])  # one picture each; of a split one
     inpaint: str | None = None  # a picture that is kept outside the scene's boxes
     paste_back: bool = False  # give its pixels back as they were, where decoding would alter them
+    limit: int | None = None  # of a split: its first so many scenes; null: all
+    batch_size: int = 8  # of a split: pictures at a time; it changes no number
+    picture_format: str = "jpg"  # of a split: jpg, png
+    npz: bool = False  # of a split: real and generated pictures as LAION-SG's scripts score them
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
@@ -265,6 +275,24 @@ class Sample:
         """Refuses values that no picture can have."""
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds={list(self.seeds)}: must be one or more numbers from 0 up, such as seeds=[0,1]")
+        _choose("picture_format", self.picture_format, ("jpg", "png"))
+        _at_least("", self, batch_size=1, limit=1)
+        if (self.scene is None) == (self.split is None):
+            given = "neither" if self.scene is None else "both"
+            raise ValueError(f"scene, split: {given} given; name what to draw with scene=FILE or split=DIR")
+        if self.split is None:
+            self._refuse("scene", limit=None, npz=False, picture_format="jpg")
+        else:
+            self._refuse("split", inpaint=None, paste_back=False)
+            if self.out is None or len(self.seeds) > 1:
+                wrong = "out" if self.out is None else f"seeds={list(self.seeds)}"
+                raise ValueError(f"{wrong}: split={self.split} needs a folder and one seed; give out=DIR seeds=[0]")
+
+    def _refuse(self, what: str, **usual: Any) -> None:
+        """Refuses settings that mean nothing to what is drawn."""
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)}: means nothing with {what}=; leave it out")
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ needs nothing but the step. Here it is tied to a Trainer; the arithmetic is in `
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,9 @@ class SceneDataModule(pl.LightningDataModule):
         weights: Of several folders, how often each has its turn: whole numbers, one for each.
         min_area: Objects whose box covers less than this share of the cropped picture go.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
+        resize: How pictures become square, "crop" or "squash"; as in `SceneTransform`.
+        relations: Those that are "stored", or those of the "boxes"; as in `SceneTransform`, held-out scenes too.
+        relations_per_object: Of the "boxes", for each object; None is all pairs.
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
             with an `out` of its own, it makes that folder alone: shards in another one are taken as they are.
         validation_shards: Folder of the held-out shards; without it nothing is validated.
@@ -96,6 +99,9 @@ class SceneDataModule(pl.LightningDataModule):
         weights: Sequence[int] | None = None,
         min_area: float = 0.01,
         caption: str = "first",
+        resize: str = "crop",
+        relations: str = "stored",
+        relations_per_object: int | None = None,
         make: Make | None = None,
         validation_shards: str | None = None,
         validation_batch_size: int | None = None,
@@ -114,10 +120,14 @@ class SceneDataModule(pl.LightningDataModule):
         self.validation_shards = None if validation_shards is None else Path(validation_shards)
         self.validation_batch_size = validation_batch_size or batch_size // accumulate
         self.dropped_objects = 0
-        self._transform = SceneTransform(
-            resolution=resolution, flip=flip, seed=seed, min_area=min_area, caption=caption
+        self._validation_transform = SceneTransform(
+            resolution=resolution,
+            min_area=min_area,
+            resize=resize,
+            relations=relations,
+            relations_per_object=relations_per_object,
         )
-        self._validation_transform = SceneTransform(resolution=resolution, min_area=min_area)
+        self._transform = replace(self._validation_transform, flip=flip, seed=seed, caption=caption)
         self._make = _own(self.folders[0], make)
         self._make_validation = _own(self.validation_shards, make_validation)
 
@@ -183,7 +193,8 @@ class SceneDataModule(pl.LightningDataModule):
     @property
     def provides(self) -> frozenset[str]:
         """What every training scene carries, in the words of `sources.base.PROVIDABLE`."""
-        return self.training_set.provides
+        of_boxes = {"relations"} if self._transform.relations == "boxes" else set()
+        return self.training_set.provides | of_boxes
 
     def train_dataloader(self) -> PositionLoader:
         """The micro-batches of this rank from the one that follows the trainer's step on."""
@@ -286,9 +297,12 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
         The samples.
 
     Raises:
-        ShardError: They are latents of another size, or to be mirrored.
+        ShardError: They are latents of another size, or to be mirrored; or relations are asked for of boxes that are not
+            there.
     """
     stored = ShardSet(path)
+    if transform.relations == "boxes" and "boxes" not in stored.provides:
+        raise ShardError(f"data.relations=boxes: {path} has no boxes; set data.relations=stored or give other shards")
     if stored.latents is None:
         return stored
     if transform.flip:

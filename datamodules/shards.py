@@ -135,10 +135,26 @@ class ShardSet:
         return self._ends[-1]
 
     def __getitem__(self, number: int) -> Record:
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number}: {self.path} holds 0 to {len(self) - 1}")
-        shard = bisect.bisect_right(self._ends, number)
-        return self.read(shard, number - (self._ends[shard] - self.sizes[shard]))
+        return self.read(*self._place(number))
+
+    def scene(self, number: int) -> Scene:
+        """The scene of a sample, without its picture.
+
+        Args:
+            number: Number of the sample.
+
+        Returns:
+            The scene in the frame of the picture.
+
+        Raises:
+            ShardError: What is stored there is no scene.
+        """
+        shard, row = self._place(number)
+        content = self._opened(shard).content(row, self._members.index(SCENE))
+        try:
+            return Scene.from_json(json.loads(content))
+        except ValueError as error:
+            raise self._unreadable(shard, row, error) from error
 
     def read(self, shard: int, row: int) -> Record:
         """The sample in a row of a shard.
@@ -154,7 +170,6 @@ class ShardSet:
             ShardError: What is stored there is no picture, no latent or no scene.
         """
         opened = self._opened(shard)
-        where = f"shards={self.path}: {self.entries[shard].name} row {row}"
         parts = {name: opened.content(row, member) for member, name in enumerate(self._members)}
         try:
             scene = Scene.from_json(json.loads(parts.pop(SCENE)))
@@ -164,7 +179,18 @@ class ShardSet:
             with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
         except (OSError, ValueError) as error:
-            raise ShardError(f"{where}: {error}; run `python prepare.py task=check shards={self.path}`") from error
+            raise self._unreadable(shard, row, error) from error
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Shard and row of a sample."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number}: {self.path} holds 0 to {len(self) - 1}")
+        shard = bisect.bisect_right(self._ends, number)
+        return shard, number - (self._ends[shard] - self.sizes[shard])
+
+    def _unreadable(self, shard: int, row: int, error: Exception) -> ShardError:
+        where = f"shards={self.path}: {self.entries[shard].name} row {row}"
+        return ShardError(f"{where}: {error}; run `python prepare.py task=check shards={self.path}`")
 
     def _opened(self, shard: int) -> _OpenShard:
         opened = self._open.get(shard)

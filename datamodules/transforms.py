@@ -13,9 +13,12 @@ from PIL import Image
 
 from datamodules.order import choice, flips
 from datamodules.shards import Record
+from scenes.graph import related_by_boxes
 from scenes.scene import Frame, Scene
 
 CAPTIONS = ("first", "any")
+RESIZES = ("crop", "squash")
+RELATIONS = ("stored", "boxes")
 FLIPPED_LATENT = "the shards hold latents, which cannot be mirrored; set data.flip=false or prepare pictures"
 
 
@@ -48,9 +51,13 @@ class SceneTransform:
         seed: Seed of that choice and of the captions'.
         min_area: Objects whose box covers less than this share of what is left of the picture go.
         caption: Where a source kept several captions: "first" takes the scene's own, "any" draws one.
+        resize: How a picture becomes square: "crop" scales its short side and cuts the centre out, "squash" scales both
+            sides and keeps all of it.
+        relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
+        relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
 
     Raises:
-        ValueError: Another word for the caption, or a share outside [0, 1).
+        ValueError: Another word for a choice, a share outside [0, 1), or a negative number of relations.
     """
 
     resolution: int
@@ -58,11 +65,17 @@ class SceneTransform:
     seed: int = 0
     min_area: float = 0.01
     caption: str = "first"
+    resize: str = "crop"
+    relations: str = "stored"
+    relations_per_object: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no sample can be made with."""
-        if self.caption not in CAPTIONS:
-            raise ValueError(f"data.caption={self.caption}: no such choice; take {' or '.join(CAPTIONS)}")
+        for name, choices in (("caption", CAPTIONS), ("resize", RESIZES), ("relations", RELATIONS)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"data.{name}={value}: no such choice; take {' or '.join(choices)}")
+        if self.relations_per_object is not None and self.relations_per_object < 0:
+            raise ValueError(f"data.relations_per_object={self.relations_per_object}: give 0 or more, or null for all")
         if not 0 <= self.min_area < 1:
             raise ValueError(f"data.min_area={self.min_area}: give a share of the picture, from 0 to below 1")
 
@@ -84,9 +97,11 @@ class SceneTransform:
             if self.flip:
                 raise ValueError(f"data.flip=true: {FLIPPED_LATENT}")
             scene, dropped = record.scene.without_small(self.min_area)
+            scene = self._related(scene)
             latent = torch.from_numpy(record.latent).float()
             return Sample(latent=latent, scene=scene, position=position, dropped=dropped)
-        image, scene, dropped = centre_square(record.image, record.scene, self.resolution, min_area=self.min_area)
+        image, scene, dropped = self.square(record.image, record.scene)
+        scene = self._related(scene)
         if self.flip and flips(self.seed, position):
             image, scene = image[:, ::-1], scene.flip()
         return Sample(image=to_tensor(image), scene=scene, position=position, dropped=dropped)
@@ -95,6 +110,22 @@ class SceneTransform:
         """The scene with the caption that it has at this position."""
         captions = scene.provenance.get("captions") if self.caption == "any" else None
         return replace(scene, caption=captions[choice(self.seed, position, len(captions))]) if captions else scene
+
+    def square(self, image: np.ndarray, scene: Scene) -> tuple[np.ndarray, Scene, int]:
+        """As `centre_square` or `squashed`, whichever is asked for."""
+        square = centre_square if self.resize == "crop" else squashed
+        return square(image, scene, self.resolution, min_area=self.min_area)
+
+    def scene(self, scene: Scene) -> Scene:
+        """What becomes of a scene alone: its square and its relations; never mirrored, under its own caption."""
+        scene, _ = squared(scene, self.resolution, resize=self.resize, min_area=self.min_area)
+        return self._related(scene)
+
+    def _related(self, scene: Scene) -> Scene:
+        """The scene with the relations that are asked for."""
+        if self.relations == "stored":
+            return scene
+        return related_by_boxes(scene, max_per_object=self.relations_per_object)
 
 
 def centre_square(
@@ -117,23 +148,78 @@ def centre_square(
     height, width = image.shape[:2]
     if (height, width) == (resolution, resolution):
         return image, *scene.without_small(min_area)
-    frame = scene.frame or Frame(original=(height, width))
-    if frame.target != (height, width):
-        raise ValueError(
-            f"scene {scene.id!r}: frame: target {frame.target} is not the picture's (height, width) "
-            f"{(height, width)}; make the shards again with prepare.py"
-        )
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    scene = replace(scene, frame=frame)
-    if height != width:
-        scene, dropped = scene.crop(top, left, side, side, min_area=min_area)
-    else:
-        scene, dropped = scene.without_small(min_area)
-    scene = replace(scene, frame=replace(scene.frame, target=(resolution, resolution)))
+    top, left, side = _centre(height, width)
+    scene, dropped = squared(_framed(scene, (height, width)), resolution, min_area=min_area)
     window = (left, top, left + side, top + side)
     resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC, box=window)
     return np.asarray(resized), scene, dropped
+
+
+def squashed(
+    image: np.ndarray, scene: Scene, resolution: int, *, min_area: float = 0.01
+) -> tuple[np.ndarray, Scene, int]:
+    """Scale height and width to `resolution` each, whatever the proportions; boxes stay, being parts of the picture.
+
+    Args:
+        image: (height, width, 3) uint8.
+        scene: The scene in the frame of that picture.
+        resolution: Height and width that come out, px.
+        min_area: Objects whose box covers less than this share of the picture go.
+
+    Returns:
+        (resolution, resolution, 3) uint8, the scene moved along, and how many of its objects went.
+
+    Raises:
+        ValueError: The scene's frame is of another size than the picture.
+    """
+    size = image.shape[:2]
+    if size == (resolution, resolution):
+        return image, *scene.without_small(min_area)
+    scene, dropped = squared(_framed(scene, size), resolution, resize="squash", min_area=min_area)
+    resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return np.asarray(resized), scene, dropped
+
+
+def squared(scene: Scene, resolution: int, *, resize: str = "crop", min_area: float = 0.01) -> tuple[Scene, int]:
+    """What becomes of a scene when its picture is made square; the picture itself is not needed.
+
+    Args:
+        scene: The scene; without a frame its boxes are taken to be of a square.
+        resolution: Height and width that come out, px.
+        resize: "crop" for the centre square, "squash" for all of the picture.
+        min_area: Objects whose box covers less than this share of what is left go.
+
+    Returns:
+        The scene in its new frame, and how many of its objects went.
+    """
+    size = None if scene.frame is None else scene.frame.target
+    if scene.frame is None or size is None or size == (resolution, resolution):
+        return scene.without_small(min_area)
+    height, width = size
+    if resize == "crop" and height != width:
+        top, left, side = _centre(height, width)
+        scene, dropped = scene.crop(top, left, side, side, min_area=min_area)
+    else:
+        scene, dropped = scene.without_small(min_area)
+    assert scene.frame is not None
+    return replace(scene, frame=replace(scene.frame, target=(resolution, resolution))), dropped
+
+
+def _centre(height: int, width: int) -> tuple[int, int, int]:
+    """(top, left, side) of the centre square, px."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def _framed(scene: Scene, size: tuple[int, int]) -> Scene:
+    """The scene with the frame of a picture of (height, width) px; refused where it has that of another size."""
+    frame = scene.frame or Frame(original=size)
+    if frame.target != size:
+        raise ValueError(
+            f"scene {scene.id!r}: frame: target {frame.target} is not the picture's (height, width) "
+            f"{size}; make the shards again with prepare.py"
+        )
+    return replace(scene, frame=frame)
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

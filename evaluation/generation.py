@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.manifest import Manifest
+from evaluation.manifest import Manifest, picture_name
 from models.sampling import to_uint8
 from scenes import Scene, SceneBatch
 
@@ -33,7 +33,7 @@ def generate(
     batch_size: int,
     progress: Progress | None = None,
 ) -> None:
-    """Draws every scene that has no whole picture yet, from the averaged weights.
+    """Draws every scene that has no whole picture yet, from the averaged weights; `manifest.finish()` is the caller's.
 
     Args:
         module: the trained module.
@@ -53,7 +53,6 @@ def generate(
                 manifest.write(scene.id, picture)
             if progress is not None:
                 progress(min(start + batch_size, len(todo)), len(todo))
-    manifest.finish()
 
 
 def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
@@ -82,5 +81,6 @@ def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndar
 
 
 def _picture(folder: Path, scene_id: str) -> Path | None:
-    found = (folder / f"{scene_id}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
+    names = dict.fromkeys((picture_name(scene_id), scene_id))  # as written here, and as others may have
+    found = (folder / f"{name}{suffix}" for name in names for suffix in (".png", ".jpg", ".jpeg"))
     return next((path for path in found if path.is_file()), None)

@@ -1,7 +1,7 @@
 """Exactly-once bookkeeping of generated pictures in a folder: a killed generation goes on where it was.
 
-A folder holds `pictures/<scene id>.png` and `manifest.json` (the settings that made the pictures, size and
-SHA-256 of each). While pictures are being made, every writer appends to a journal of its own
+A folder holds `pictures/<scene id>.png`, or pictures beside it, and `manifest.json` (the settings that made the
+pictures, size and SHA-256 of each). While pictures are being made, every writer appends to a journal of its own
 (`journal-<writer>.jsonl`), so that ranks never share a file; `finish` folds the journals into the manifest.
 What the settings are, how a picture is made and who makes which is decided elsewhere.
 """
@@ -23,6 +23,7 @@ from PIL import Image
 from evaluation.atomic import write_atomically
 
 LONGEST_NAME = 180  # file systems allow 255 bytes, and a temporary name is longer than the final one
+FORMATS: dict[str, dict[str, Any]] = {"png": {"format": "PNG"}, "jpg": {"format": "JPEG", "quality": 95}}
 WAY_OUT = "give another folder, or remove this one to make its pictures again"
 
 
@@ -47,13 +48,27 @@ class Manifest:
         settings: Everything that decides what the pictures look like (weights, sampler, seeds, …), as JSON
             values.
         writer: Name of this process among those that write to the folder at the same time, such as its rank.
+        picture_format: "png", or "jpg" of quality 95.
+        subfolder: Where in the folder the pictures lie; "" puts them beside the manifest.
 
     Raises:
         ValueError: The folder was made with other settings, or is not a folder of generated pictures.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any], *, writer: str = "0") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict[str, Any],
+        *,
+        writer: str = "0",
+        picture_format: str = "png",
+        subfolder: str = "pictures",
+    ) -> None:
         self.folder = Path(folder)
+        self.pictures = self.folder / subfolder
+        self.picture_format = picture_format
+        if picture_format not in FORMATS:
+            raise ValueError(f"picture_format={picture_format}: no such format; take {' or '.join(FORMATS)}")
         self.settings = _plain(settings)
         self.settings_hash = hashlib.sha256(_canonical(self.settings)).hexdigest()
         if not re.fullmatch(r"[\w-]+", writer):
@@ -74,11 +89,22 @@ class Manifest:
         Raises:
             ValueError: An id is there twice.
         """
+        self.check_ids(ids)
+        self._load()
+        return [name for name in ids if self._found(name) is None]
+
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """Refuses ids of which two would share a picture; a rank that makes a part of them gives all.
+
+        Args:
+            ids: The scenes that are to have a picture.
+
+        Raises:
+            ValueError: An id is there twice.
+        """
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
             raise ValueError(f"{self.folder}: scene id {twice[0]!r} is asked for twice; give each scene one id")
-        self._load()
-        return [name for name in ids if self._found(name) is None]
 
     def write(self, scene_id: str, image: Image.Image | np.ndarray) -> None:
         """Keeps the picture of a scene.
@@ -90,7 +116,7 @@ class Manifest:
         Raises:
             ValueError: The scene has another picture already, or the image is not one.
         """
-        content = _png(image, where=f"{self.folder}: scene {scene_id!r}")
+        content = _encoded(image, FORMATS[self.picture_format], where=f"{self.folder}: scene {scene_id!r}")
         stamp = Stamp.of(content)
         there = self._found(scene_id)
         if there == stamp:
@@ -129,42 +155,40 @@ class Manifest:
             return image.convert("RGB")
 
     def path(self, scene_id: str) -> Path:
-        """The file of a scene's picture; characters that file names do not take are percent-encoded."""
+        """The file of a scene's picture, as `picture_name` calls it."""
         if not scene_id:
             raise ValueError(f"{self.folder}: a scene id is empty; give each scene an id")
-        name = quote(scene_id, safe=" ,+=@()")
-        if name.startswith("."):
-            name = "%2E" + name[1:]  # hidden names are the temporary ones
-        if len(name) > LONGEST_NAME:
-            name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(scene_id.encode()).hexdigest()[:16]}"
-        return self.folder / "pictures" / f"{name}.png"
+        return self.pictures / f"{picture_name(scene_id)}.{self.picture_format}"
 
     def finish(self) -> None:
-        """Folds all journals into `manifest.json`; for one process, when no other writes any more."""
+        """Folds all journals into `manifest.json`; when nobody writes any more, but several may fold at once."""
         journals = sorted(self.folder.glob("journal-*.jsonl"))
         self._load()
         found = {name: self._found(name) for name in sorted(self._stamps)}
         self._save({name: asdict(stamp) for name, stamp in found.items() if stamp is not None})
-        for leftover in [*journals, *(self.folder / "pictures").glob(".*.tmp")]:
-            leftover.unlink()
+        for leftover in [*journals, *self.pictures.glob(f".*.{self.picture_format}.tmp")]:
+            leftover.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._stamps)
 
     def _open(self) -> None:
         # Pictures are looked for first: a writer starting beside this one makes its manifest before them.
-        strays = next((self.folder / "pictures").glob("*.png"), None)
+        strays = next(self.pictures.glob(f"*.{self.picture_format}"), None)
         if self._manifest.exists():
             self._load()
         elif strays is not None:
             raise ValueError(f"{self.folder}: holds pictures ({strays.name}) but no manifest.json; {WAY_OUT}")
         else:
-            self._save({})
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        for torn in (self.folder / "pictures").glob(f".{self.writer}.*.tmp"):
+            self._save({}, replace=False)
+            self._load()  # another writer's may have come first, with other settings
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        for torn in self.pictures.glob(f".{self.writer}.*.{self.picture_format}.tmp"):
             torn.unlink()
 
     def _load(self) -> None:
+        # The journals first: whoever folds them writes the manifest before they go, so nothing is in neither.
+        entries = [entry for journal in self.folder.glob("journal-*.jsonl") for entry in _entries(_content(journal))]
         try:
             kept = json.loads(self._manifest.read_bytes())
             settings, pictures = kept["settings"], kept["pictures"]
@@ -175,19 +199,20 @@ class Manifest:
         if difference:
             raise ValueError(f"{self.folder}: its pictures were made with {difference}; {WAY_OUT}")
         # Two writers may have recorded one scene: all that is recorded is kept, and the file decides.
-        for journal in self.folder.glob("journal-*.jsonl"):
-            for name, stamp in _entries(journal.read_bytes()):
-                stamps.setdefault(name, set()).add(stamp)
+        for name, stamp in entries:
+            stamps.setdefault(name, set()).add(stamp)
         self._stamps = stamps
 
-    def _save(self, pictures: dict[str, dict[str, Any]]) -> None:
+    def _save(self, pictures: dict[str, dict[str, Any]], *, replace: bool = True) -> None:
         content = {
             "settings_sha256": self.settings_hash,
             "settings": self.settings,
             "pictures": pictures,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self._manifest, text.encode() + b"\n")
+        # Named after the writer: processes of two machines may have one number.
+        temporary = f".{self.writer}.{self._manifest.name}.tmp"
+        write_atomically(self._manifest, text.encode() + b"\n", temporary=temporary, replace=replace)
 
     def _found(self, scene_id: str) -> Stamp | None:
         """The recorded stamp that the file on disk has, if any."""
@@ -206,14 +231,31 @@ class Manifest:
         return self.folder / f"journal-{writer}.jsonl"
 
 
-def _png(image: Image.Image | np.ndarray, *, where: str) -> bytes:
+def picture_name(scene_id: str) -> str:
+    """The name of a scene's picture without its ending: the id, characters that file names do not take percent-encoded."""
+    name = quote(scene_id, safe=" ,+=@()")
+    if name.startswith("."):
+        name = "%2E" + name[1:]  # hidden names are the temporary ones
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(scene_id.encode()).hexdigest()[:16]}"
+    return name
+
+
+def _encoded(image: Image.Image | np.ndarray, form: dict[str, Any], *, where: str) -> bytes:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"{where}: image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
         image = Image.fromarray(image)
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG")
+    image.convert("RGB").save(buffer, **form)
     return buffer.getvalue()
+
+
+def _content(journal: Path) -> bytes:
+    try:
+        return journal.read_bytes()
+    except FileNotFoundError:
+        return b""  # folded since it was seen: the manifest has it
 
 
 def _entries(content: bytes) -> Iterator[tuple[str, Stamp]]:

@@ -14,26 +14,32 @@ from models.inpainting import as_image
 from models.sampling import to_uint8
 from runtime.device import device_of, placed
 from runtime.evaluation import load_module
-from scenes import SceneBatch, load_scene
+from scenes import SceneBatch
 from scenes.draw import draw_boxes, draw_graph, grid
+from scenes.forms import read_scene
+
+SHEET = "sample.png"
 
 
-def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
+def draw(cfg: DictConfig, run_cfg: DictConfig) -> Path:
     """Saves a sheet: the scene's graph, then for each seed the picture with its boxes, plain, and without the scene.
 
     With `inpaint` the last column is the given picture.
 
     Args:
-        cfg: what `sample.py` was asked for: `scene`, the scene file; `caption`, in place of its own; `seeds`, one row each;
-            `out`, the sheet's file; `inpaint`, a picture that is kept outside the boxes, and `paste_back`, its pixels as they
-            were.
+        cfg: what `sample.py` was asked for: `scene`, the scene file in any of the forms of `scenes.forms`; `caption`, in
+            place of its own; `seeds`, one row each; `out`, the sheet's file, sample.png if not given; `inpaint`, a picture that is kept outside the boxes, and
+            `paste_back`, its pixels as they were.
         run_cfg: the run's own configuration; its newest checkpoint draws.
+
+    Returns:
+        The sheet's file.
 
     Raises:
         SceneError: the scene file is not a scene; the field is named.
         ValueError: `inpaint` is no picture, or `paste_back` without it.
     """
-    scene = load_scene(cfg.scene)
+    scene = read_scene(cfg.scene)
     if cfg.caption is not None:
         scene = replace(scene, caption=cfg.caption)
     device_of(run_cfg.trainer)  # refuses before the weights are read
@@ -51,8 +57,10 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> None:
         drawn = draw_boxes(with_scene, scene)
         plain = [picture.resize(drawn.size, Image.Resampling.NEAREST) for picture in (with_scene, beside)]
         rows.append([draw_graph(scene, size=drawn.size), drawn, *plain])
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    grid(rows, titles=titles).save(cfg.out)
+    out = Path(cfg.out or SHEET)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(rows, titles=titles).save(out)
+    return out
 
 
 def _given(path: str, size: tuple[int, int]) -> Tensor:

@@ -70,8 +70,8 @@ def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
     """Scenes and true pictures of a protocol's split.
 
     Args:
-        protocol: `shards`, the folder of the split; `scenes`, how many to take from its start; `make`, where given,
-            writes the shards first if there are none.
+        protocol: `shards`, the folder of the split; `scenes`, how many to take from its start, null for all; `make`, where
+            given, writes the shards first if there are none.
 
     Returns:
         The scenes, and their pictures (H, W, 3) uint8 in the same order.
@@ -88,11 +88,12 @@ def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
             f"protocol.shards: {node['shards']} holds latents, and pictures are scored against pictures; "
             "prepare the same scenes with their pictures"
         )
-    if len(records) < node["scenes"]:
+    count = len(records) if node["scenes"] is None else node["scenes"]
+    if len(records) < count:
         raise ValueError(
-            f"protocol.scenes: {node['scenes']} but {node['shards']} holds {len(records)}; lower it or give more shards"
+            f"protocol.scenes: {count} but {node['shards']} holds {len(records)}; lower it or give more shards"
         )
-    rows = [records[place] for place in range(node["scenes"])]
+    rows = [records[place] for place in range(count)]
     return [row.scene for row in rows], [row.image for row in rows]
 
 
@@ -122,14 +123,7 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
         arms["without_scene"] = [scene.without_layout() for scene in scenes]
     pictures: Arms = {}
     for arm, asked in arms.items():
-        settings = {
-            "weights": about["weights_sha256"],
-            "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
-            "seed": cfg.protocol.seed,
-            "arm": arm,
-        }
-        if run_cfg.trainer.precision in MIXED:
-            settings["precision"] = run_cfg.trainer.precision
+        settings = picture_settings(run_cfg, weights=about["weights_sha256"], seed=cfg.protocol.seed, arm=arm)
         manifest = Manifest(out / arm, settings)
         with (
             placed(module, run_cfg.trainer),
@@ -145,8 +139,20 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
                 batch_size=cfg.protocol.batch_size,
                 progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
             )
+        manifest.finish()
         pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
     return pictures, about
+
+
+def picture_settings(run_cfg: DictConfig, *, weights: str, seed: int, arm: str) -> dict[str, Any]:
+    """All that decides what a picture of a scene looks like, as its manifest keeps it."""
+    settings = {
+        "weights": weights,
+        "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
+        "seed": seed,
+        "arm": arm,
+    }
+    return settings | ({"precision": run_cfg.trainer.precision} if run_cfg.trainer.precision in MIXED else {})
 
 
 def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         rows[arm] = rows_of(metrics, len(scenes))
     result = {
         "values": values,
-        "protocol": protocol_of(cfg, run_cfg),
+        "protocol": protocol_of(cfg, run_cfg, scenes=len(scenes)),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
         "run": str(cfg.run),
         **about,
@@ -208,12 +214,12 @@ def picture_rows(
     ]
 
 
-def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
+def protocol_of(cfg: DictConfig, run_cfg: DictConfig, *, scenes: int) -> dict[str, Any]:
     """Everything that a reader needs to make the numbers again."""
     return {
         "name": cfg.protocol.name,
         "split": cfg.protocol.shards,
-        "scenes": cfg.protocol.scenes,
+        "scenes": scenes,
         "sampler": run_cfg.sampler.scheduler["_target_"].split(".")[1] if cfg.images is None else None,
         "steps": run_cfg.sampler.steps if cfg.images is None else None,
         "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
@@ -222,7 +228,7 @@ def protocol_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         "negative_prompt": run_cfg.sampler.get("negative_prompt") if cfg.images is None else None,
         "guidance_rescale": run_cfg.sampler.get("guidance_rescale", 0.0) if cfg.images is None else None,
         "seeds": [cfg.protocol.seed],
-        "filters": [],
+        "filters": list(cfg.protocol.get("filters", ())),
         "images": cfg.images,
     }
 

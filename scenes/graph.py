@@ -6,6 +6,7 @@ How a graph reaches a denoiser is not here but in ``models/conditioning``; the r
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_relations",
     "isolated_objects",
     "linearise",
+    "related_by_boxes",
     "relation_between",
     "relations_from_boxes",
     "triples",
@@ -91,6 +93,23 @@ def relations_from_boxes(
         )
         for i, j in sorted(pairs)
     )
+
+
+def related_by_boxes(scene: Scene, *, max_per_object: int | None = None) -> Scene:
+    """The scene with the relations that its boxes stand in, in place of its own.
+
+    Johnson et al. draw one other object and the subject of the two at random for each object; here the nearest
+    are taken and the earlier object is the subject, so that the same boxes always give the same graph.
+
+    Args:
+        scene: Objects without a box stay and are in no relation.
+        max_per_object: As in :func:`relations_from_boxes`.
+
+    Returns:
+        The scene, all else as it was.
+    """
+    boxes = [item.box for item in scene.objects]
+    return replace(scene, relations=relations_from_boxes(boxes, max_per_object=max_per_object))
 
 
 def triples(scene: Scene) -> list[tuple[str, str, str]]:

@@ -1,15 +1,55 @@
-"""Between records and plain JSON values: which fields are written, and what is said of wrong keys.
+"""Between records, plain JSON values and files: which fields are written, and what is said of wrong keys and files.
 
 What a whole scene looks like in JSON is put together in ``scene.py`` and told to editors by
 ``scene.schema.json``.
 """
 
+import json
 from copy import deepcopy
 from dataclasses import MISSING, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from scenes.checks import check_keys
+from scenes.checks import SceneError, check_keys
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        Its content.
+
+    Raises:
+        SceneError: It is not there, or is no text; the message names the file.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SceneError(f"{path}: byte {error.start}: {error.reason}; save the file as UTF-8") from None
+    except OSError as error:
+        raise SceneError(f"{path}: {error.strerror}; give the path of a scene file") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The plain JSON values of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        SceneError: It is not there or not JSON; the message names file and place.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise SceneError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON") from None
 
 
 @cache

@@ -1,8 +1,7 @@
 """The layout file of the published rich-context demo, turned into the JSON form of a scene.
 
 It holds `bboxes`, [left, top, right, bottom] in pixels of a square of 512, and `labels`, a sentence for each; the demo takes its
-caption from elsewhere, so a file may have one or not. ``scene.load_scene`` reads both forms; the scene's own is in
-``scene.schema.json``.
+caption from elsewhere, so a file may have one or not. ``forms`` tells the forms apart; a scene's own is in ``scene.schema.json``.
 """
 
 from typing import Any

@@ -27,8 +27,7 @@ from scenes.checks import (
     check_relations,
     check_type,
 )
-from scenes.json_form import filled, made
-from scenes.pixel_layout import is_pixel_layout, scene_json
+from scenes.json_form import filled, made, read_json
 from scenes.records import Frame, Relation, SceneObject
 
 __all__ = [
@@ -210,7 +209,7 @@ class Scene:
 
 
 def load_scene(path: str | Path) -> Scene:
-    """Read a scene from a JSON file of the form in ``scene.schema.json``, or of that in ``pixel_layout.py``.
+    """Read a scene from a JSON file of the form in ``scene.schema.json``; other forms are in ``forms.py``.
 
     Args:
         path: The file.
@@ -221,25 +220,31 @@ def load_scene(path: str | Path) -> Scene:
     Raises:
         SceneError: The file is not there, is not JSON, or is not a scene; the message names file and field.
     """
+    return scene_of_file(read_json(path), where=str(path))
+
+
+def scene_of_file(data: Any, *, where: str) -> Scene:
+    """The scene of what a file holds, held against the schema too.
+
+    Args:
+        data: The content of the file as plain JSON values.
+        where: The file, for the message of an error.
+
+    Returns:
+        The scene.
+
+    Raises:
+        SceneError: It is not a scene; the message names file and field.
+    """
     # Imported here: only whole files are held against the schema, and the import is slow.
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SceneError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON") from None
-    except UnicodeDecodeError as error:
-        raise SceneError(f"{path}: byte {error.start}: {error.reason}; save the file as UTF-8") from None
-    except OSError as error:
-        raise SceneError(f"{path}: {error.strerror}; give the path of a scene file") from None
-    if is_pixel_layout(data):
-        data = scene_json(data, name=Path(path).stem, where=str(path))
-    scene = Scene.from_json(data, where=str(path))
+    scene = Scene.from_json(data, where=where)
     schema = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     fault = best_match(schema.iter_errors(data))
     if fault is not None:
-        raise SceneError(f"{path}: {fault.json_path[2:] or 'scene'}: {fault.message}; see {SCHEMA.name}")
+        raise SceneError(f"{where}: {fault.json_path[2:] or 'scene'}: {fault.message}; see {SCHEMA.name}")
     return scene
 
 

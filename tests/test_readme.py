@@ -114,7 +114,7 @@ def composes(config: str, arguments: list[str], a_run: Path) -> None:
     cfg = compose(config, [_open_as_run(argument, config) for argument in arguments])
     if config in ("evaluate", "sample"):
         load_run_config(a_run, cfg)
-    if config == "sample":
+    if config == "sample" and cfg.scene is not None:
         assert (REPO / cfg.scene).is_file()
 
 

@@ -34,10 +34,13 @@ SMALL = (
 )
 
 
-def start(script: str, *arguments: str, largest_file: int | None = None) -> subprocess.Popen:
-    """The script as a process; with `largest_file` it cannot write longer ones: what a full disk does, for root too."""
+def start(script: str, *arguments: str, largest_file: int | None = None, **said: str) -> subprocess.Popen:
+    """The script as a process, `said` in its environment.
+
+    With `largest_file` it cannot write longer ones: what a full disk does, for root too.
+    """
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **said}
     return subprocess.Popen(
         [sys.executable, script, *arguments],
         cwd=REPO,
@@ -166,6 +169,25 @@ def test_a_scene_file_becomes_a_picture(trained, tmp_path):
     run("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
     with Image.open(out) as sheet:
         assert sheet.size[0] > 512
+
+
+def test_two_ranks_at_once_draw_a_split_exactly_once(trained, data, tmp_path):
+    shards = Path(data.partition("=")[2]) / "shapes" / "validation"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = (f"run={trained[0]}", f"split={shards}", "limit=7", "batch_size=2", "picture_format=png")
+    assert "made 7 pictures; of 7 all are there" in run("sample.py", *common, f"out={whole}")
+    processes = [
+        start("sample.py", *common, f"out={parts}", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [f"rank {rank} of 2 made {count} pictures" in said[rank] for rank, count in ((0, 4), (1, 3))] == [True, True]
+    assert sorted(path.name for path in parts.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert not list(parts.glob("journal-*"))
+    for file in whole.glob("*.png"):
+        assert abs(read(file) - read(parts / file.name)).max() <= 1
+    assert "rank 0 of 1 made 0 pictures" in run("sample.py", *common, f"out={parts}")
 
 
 def test_a_run_becomes_an_adapter_file(trained, tmp_path):

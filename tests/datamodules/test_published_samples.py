@@ -16,8 +16,9 @@ from PIL import Image
 from datamodules.shards import ShardSet
 from runtime.composition import compose
 from runtime.preparation import TASKS
-from scenes import load_scene
 from scenes import masks as mask_math
+from scenes.forms import read_scene
+from scenes.graph import isolated_objects, triples
 
 SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
@@ -270,6 +271,43 @@ def test_rc_coco_is_the_rich_labels_of_the_same_pictures(prepared):
 
 def test_the_demo_s_layout_is_read_as_it_is():
     published = json.loads((SAMPLES / "cc3m" / "demo_layout.json").read_text())
-    scene = load_scene(SAMPLES / "cc3m" / "demo_layout.json")
+    scene = read_scene(SAMPLES / "cc3m" / "demo_layout.json")
     assert [item.phrase for item in scene.objects] == published["labels"]
     assert [[512 * side for side in item.box] for item in scene.objects] == published["bboxes"]
+
+
+def test_laion_sg(prepared):
+    root = SAMPLES / "laion_sg"
+    entries = {entry["img_id"]: entry for entry in json.loads((root / "train.json").read_text())}
+    index, records = prepared("source=laion_sg", f"source.root={root}")
+    there = {name for name, entry in entries.items() if (root / "data" / entry["name"]).is_file()}
+    assert set(records) == there
+    assert index["left_out"]["pictures missing"] == len(entries) - len(there) == 1
+    for name, record in records.items():
+        items = {item["item_id"]: item for item in entries[name]["items"]}
+        phrases = {number: " ".join([*item["attributes"], item["label"]]) for number, item in items.items()}
+        said = [(phrases[one["item1"]], one["relation"], phrases[one["item2"]]) for one in entries[name]["relations"]]
+        scene = record.scene
+        assert [item.phrase for item in scene.objects] == list(phrases.values())
+        assert [item.attributes for item in scene.objects] == [tuple(item["attributes"]) for item in items.values()]
+        assert set(triples(scene)) == set(said)
+        assert scene.caption == entries[name]["caption_ori"]
+        assert scene.frame.original == record.image.shape[:2]
+    bench, few = prepared("source=laion_sg", f"source.root={root}", "source.filter=compsg_bench")
+    assert set(few) == {name for name in there if len(entries[name]["relations"]) > 4}
+    assert bench["counts"]["samples"] == 6
+
+
+def test_laion_sg_with_a_tokenizer(prepared):
+    from transformers import CLIPTokenizer
+
+    folder = SAMPLES.parent / "golden" / "scene_graph" / "tokenizer"
+    index, records = prepared("source=laion_sg", f"source.root={SAMPLES / 'laion_sg'}", f"source.tokenizer={folder}")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    lengths = []
+    for record in records.values():
+        parts = [word for triple in triples(record.scene) for word in triple]
+        parts += [record.scene.objects[place].phrase for place in isolated_objects(record.scene)]
+        lengths.append(sum(len(tokenizer(part)["input_ids"]) - 2 for part in parts))
+    cut = [length - 75 for length in lengths if length > 75]
+    assert index["notes"][-1] == f"tokens cut: {sum(cut)}; {len(cut)} of {len(lengths)} graphs have more than 75 tokens"

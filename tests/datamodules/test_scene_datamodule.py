@@ -587,3 +587,16 @@ def test_fast_dev_run_works(tmp_path, shards, held_out):
     data = data_of(shards, validation_shards=held_out)
     module = train(tmp_path, data, max_steps=STEPS, fast_dev_run=True)
     assert (len(module.micro_batches), len(module.validated)) == (1, 1)
+
+
+def test_relations_of_boxes_are_provided_where_there_are_boxes(tmp_path, shards, held_out):
+    data = data_of(shards, validation_shards=str(held_out), relations="boxes")
+    assert data.provides == {"image", "caption", "boxes", "phrases", "relations"}
+    assert "relations" not in data_of(shards).provides
+
+    class Boxless(Squares):
+        provides = frozenset({"image", "caption"})
+
+    bare = write_shards(Boxless(), tmp_path / "bare")
+    with pytest.raises(ShardError, match=r"data\.relations=boxes: .*bare has no boxes; set data\.relations=stored"):
+        data_of(bare, relations="boxes").setup("fit")

@@ -6,7 +6,7 @@ import torch
 
 from datamodules.order import flips
 from datamodules.shards import Record
-from datamodules.transforms import SceneTransform, centre_square, to_tensor
+from datamodules.transforms import SceneTransform, centre_square, squashed, to_tensor
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 
@@ -84,6 +84,61 @@ def test_small_objects_go_whether_or_not_anything_is_cut(height, width):
     assert scene.relations == ()
     assert dropped == 1
     assert len(centre_square(*parts(one), 32, min_area=0)[1].objects) == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (90, 60), (64, 64)])
+def test_squashed_pictures_keep_all_and_boxes_stay(height, width):
+    box = (width // 4, height // 3, width // 2, height)
+    one = record(height, width, [box])
+    image, scene, dropped = squashed(*parts(one), 24)
+    assert image.shape == (24, 24, 3)
+    assert (scene.objects, dropped) == (one.scene.objects, 0)
+    assert scene.frame == Frame(original=(height, width), crop=(0, 0, height, width), target=(24, 24))
+    rows, columns = np.nonzero(image[..., 0] > 127)
+    assert (columns.min(), columns.max() + 1) == (pytest.approx(6, abs=1), pytest.approx(12, abs=1))
+    assert (rows.min(), rows.max() + 1) == (pytest.approx(8, abs=1), 24)
+    sample = SceneTransform(resolution=24, resize="squash")(one, 0)
+    assert torch.equal(sample.image, to_tensor(image))
+
+
+def test_squashing_drops_what_is_small_and_refuses_another_frame():
+    one = record(30, 60, [(0, 0, 2, 2), (10, 10, 40, 25)])
+    _, scene, dropped = squashed(*parts(one), 16)
+    assert ([item.phrase for item in scene.objects], dropped) == (["thing 1"], 1)
+    with pytest.raises(ValueError, match=r"frame: target \(30, 60\)"):
+        squashed(one.image[:20], one.scene, 16)
+
+
+def test_relations_are_those_of_the_boxes_that_the_crop_leaves():
+    # The square is columns 16 to 48. Of thing 0, which reaches from the left border to column 32, the left half goes.
+    one = record(32, 64, [(0, 8, 32, 24), (20, 10, 28, 20), (36, 8, 46, 24), (60, 0, 64, 4)])
+    stored = SceneTransform(resolution=32)(one, 0).scene
+    assert [(r.subject, r.predicate, r.object) for r in stored.relations] == [(0, "left of", 1)]
+    scene = SceneTransform(resolution=32, relations="boxes")(one, 0).scene
+    assert [(r.subject, r.predicate, r.object) for r in scene.relations] == [
+        (0, "surrounding", 1),
+        (0, "left of", 2),
+        (1, "left of", 2),
+    ]
+    few = SceneTransform(resolution=32, relations="boxes", relations_per_object=0)(one, 0).scene
+    assert few.relations == ()
+    flipped = SceneTransform(resolution=32, relations="boxes", flip=True, seed=9)
+    mirrored = next(place for place in range(30) if flips(9, place))
+    said = [(r.subject, r.predicate, r.object) for r in flipped(one, mirrored).scene.relations]
+    assert said == [(0, "surrounding", 1), (0, "right of", 2), (1, "right of", 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resize": "pad"}, "data.resize=pad: no such choice; take crop or squash"),
+        ({"relations": "none"}, "data.relations=none: no such choice; take stored or boxes"),
+        ({"relations_per_object": -1}, "data.relations_per_object=-1"),
+    ],
+)
+def test_choices_that_there_are_not_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SceneTransform(resolution=32, **settings)
 
 
 def test_a_scene_without_a_frame_gets_one():

@@ -249,3 +249,53 @@ def test_a_killed_writer_is_taken_over(tmp_path):
     manifest.finish()
     assert Manifest(tmp_path, {"guidance": 2}).missing(ids) == []
     assert len(list((tmp_path / "pictures").iterdir())) == len(ids)
+
+
+def test_jpegs_may_lie_beside_the_manifest(tmp_path):
+    manifest = Manifest(tmp_path, SETTINGS, picture_format="jpg", subfolder="")
+    manifest.write("a/b", picture(1, 64, 48))
+    manifest.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a%2Fb.jpg", "manifest.json"]
+    with Image.open(tmp_path / "a%2Fb.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (48, 64))
+    again = Manifest(tmp_path, SETTINGS, picture_format="jpg", subfolder="")
+    assert again.missing(["a/b", "c"]) == ["c"]
+    again.write("a/b", picture(1, 64, 48))  # the same picture has the same bytes
+    with pytest.raises(ValueError, match="picture_format=webp: no such format; take png or jpg"):
+        Manifest(tmp_path, SETTINGS, picture_format="webp")
+
+
+def test_other_peoples_pictures_are_left_alone_there_too(tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holds pictures \(mine\.jpg\) but no manifest\.json"):
+        Manifest(tmp_path, SETTINGS, picture_format="jpg", subfolder="")
+
+
+FOLDING = """
+import sys
+from evaluation.manifest import Manifest
+manifest = Manifest(sys.argv[1], {"guidance": 2}, writer=sys.argv[2])
+ids = [str(number) for number in range(60)]
+sys.stdin.read(1)
+for _ in range(40):
+    assert manifest.missing(ids) == [], "a picture was lost"
+    manifest.finish()
+"""
+
+
+def test_writers_that_fold_at_once_lose_nothing(tmp_path):
+    ids = [str(number) for number in range(60)]
+    for rank in range(3):
+        manifest = Manifest(tmp_path, {"guidance": 2}, writer=str(rank))
+        for name in ids[rank::3]:
+            manifest.write(name, picture(int(name)))
+    folding = [
+        subprocess.Popen([sys.executable, "-c", FOLDING, str(tmp_path), str(rank)], cwd=ROOT, stdin=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in folding:
+        process.stdin.write(b".")
+        process.stdin.close()
+    assert [process.wait(timeout=60) for process in folding] == [0, 0]
+    assert Manifest(tmp_path, {"guidance": 2}).missing(ids) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "pictures"]

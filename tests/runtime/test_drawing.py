@@ -56,6 +56,19 @@ def test_the_demo_s_layout_file_is_drawn_and_a_caption_given_beside_it(sheet, tm
     np.testing.assert_array_equal(sheet(f"scene={tmp_path / 'demo.json'}"), said)
 
 
+def test_scenes_in_other_forms_are_drawn(sheet, tmp_path):
+    (tmp_path / "room.txt").write_text("red plain circle | left of | blue plain square\ngreen striped diamond\n")
+    items = [{"item_id": n, "label": label, "attributes": ["red"]} for n, label in enumerate(("circle", "square"))]
+    entry = {"img_id": "1", "items": items, "relations": [{"item1": 0, "relation": "above", "item2": 1}]}
+    (tmp_path / "entry.json").write_text(json.dumps([entry]))
+    sheets = [sheet(f"scene={tmp_path / name}") for name in ("room.txt", "entry.json")]
+    graphs = [np.array_split(pixels, 4, axis=1)[0] for pixels in sheets]
+    assert not np.array_equal(*graphs)
+    (tmp_path / "room.txt").write_text("red circle | left of")
+    with pytest.raises(ValueError, match=r"room\.txt: line 1: .* is no triple"):
+        sheet(f"scene={tmp_path / 'room.txt'}")
+
+
 def test_what_is_no_picture_is_refused_in_one_line(sheet, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     for name in ("notes.txt", "nowhere.png"):

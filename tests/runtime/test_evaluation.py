@@ -16,8 +16,8 @@ SCENES = ("protocol.scenes=3", "protocol.make.source.count=4")
 def evaluated(short_run, small_data, tmp_path):
     """evaluated(*overrides): `metrics.json` and the report of an evaluation of the short run."""
 
-    def run(*overrides):
-        cfg = compose("evaluate", [f"run={short_run[0].run}", f"paths.data={small_data}", *SCENES, *overrides])
+    def run(*overrides, protocol=SCENES):
+        cfg = compose("evaluate", [f"run={short_run[0].run}", f"paths.data={small_data}", *protocol, *overrides])
         evaluate(cfg, load_run_config(cfg.run, cfg))
         return json.loads((tmp_path / "metrics.json").read_text()), (tmp_path / "report.html").read_text()
 
@@ -42,3 +42,15 @@ def test_the_pictures_of_a_folder_are_called_given(evaluated, small_data, tmp_pa
     assert kept["protocol"]["images"] == str(tmp_path)
     assert "of the given pictures" in report
     assert f"images={tmp_path}" in report
+
+
+def test_the_bench_of_scene_graphs_takes_all_of_its_shards_and_no_metric(evaluated, small_data, tmp_path):
+    shards = small_data / "shapes" / "validation"
+    kept, report = evaluated(
+        "images=real", f"out={tmp_path}", protocol=("protocol=compsg_bench", "metric=[]", f"protocol.shards={shards}")
+    )
+    assert kept["protocol"]["name"] == "compsg_bench"
+    assert kept["protocol"]["scenes"] == 8
+    assert kept["protocol"]["filters"] == ["more than 4 relations"]
+    assert kept["values"] == {"real": {}, "ceiling": {}, "floor": {}}
+    assert "compsg_bench" in report

@@ -10,6 +10,7 @@ from scenes.graph import (
     check_relations,
     isolated_objects,
     linearise,
+    related_by_boxes,
     relation_between,
     relations_from_boxes,
     triples,
@@ -91,6 +92,27 @@ def test_boxes_without_a_place_have_no_relations():
     assert relations_from_boxes(boxes) == (Relation(subject=1, predicate="left of", object=3),)
     assert relations_from_boxes([]) == relations_from_boxes([None]) == relations_from_boxes(boxes[:2]) == ()
     assert relations_from_boxes(np.array([around(0.2, 0.5), around(0.2, 0.9)]))[0].predicate == "above"
+
+
+def test_a_scene_gets_the_relations_of_its_boxes():
+    boxes = [(0.1, 0.1, 0.3, 0.3), None, (0.15, 0.15, 0.25, 0.25), (0.7, 0.1, 0.9, 0.3), (0.12, 0.8, 0.28, 0.9)]
+    objects = tuple(SceneObject(phrase=name, box=box) for name, box in zip("abcde", boxes, strict=True))
+    scene = Scene(id="s", objects=objects, relations=(Relation(subject=1, predicate="holds", object=0),))
+    related = related_by_boxes(scene)
+    # Centres: a and c (.2, .2), d (.8, .2), e (.2, .85). From e to d it is .6 across and .65 up, so rather up.
+    assert triples(related) == [
+        ("a", "surrounding", "c"),
+        ("a", "left of", "d"),
+        ("a", "above", "e"),
+        ("c", "left of", "d"),
+        ("c", "above", "e"),
+        ("d", "above", "e"),
+    ]
+    # The centres of a and c are one; of d theirs, the earlier first; of e likewise.
+    nearest = related_by_boxes(scene, max_per_object=1)
+    assert triples(nearest) == [("a", "surrounding", "c"), ("a", "left of", "d"), ("a", "above", "e")]
+    assert related.objects == nearest.objects == scene.objects
+    assert related_by_boxes(related) == related
 
 
 def test_a_negative_limit_is_refused():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from scenes import Frame, SceneError, load_scene
+from scenes import Frame, SceneError
+from scenes.forms import read_scene
 
 DEMO = {
     "bboxes": [[93, 355, 512, 510], [377, 0, 512, 137], [0, 0, 512, 512]],
@@ -19,7 +20,7 @@ def loaded(tmp_path):
     def load(content):
         path = tmp_path / "demo.json"
         path.write_text(json.dumps(content))
-        return load_scene(path)
+        return read_scene(path)
 
     return load
 

@@ -1,0 +1,64 @@
+"""Which of several processes this is, where a launcher started them and nothing else does: torchrun, accelerate, srun.
+
+Training asks Lightning. Drawing needs no more than its own number: every rank takes its share and writes files of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+# Of srun only what a step of it sets: a batch script that starts python by itself is one process, whatever it reserved.
+_NAMES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """One of `count` processes.
+
+    Attributes:
+        rank: Its number, from 0.
+        count: How many there are.
+        local: Its number on this machine, from 0.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Every `count`-th item from this rank's own on: the shares of all ranks tile the items."""
+        return list(items[self.rank :: self.count])
+
+
+def ranks_of(environment: Mapping[str, str]) -> Ranks:
+    """What a launcher said.
+
+    Args:
+        environment: The process's environment variables.
+
+    Returns:
+        The process's place; the only one where no launcher said anything.
+
+    Raises:
+        ValueError: A launcher's variables are no numbers, or contradict one another.
+    """
+    for names in _NAMES:
+        if not all(name in environment for name in names[:2]):
+            continue
+        said = {name: environment[name] for name in names if name in environment}
+        try:
+            rank, count, local = (int(said.get(name, 0)) for name in names)
+        except ValueError:
+            rank = count = local = -1
+        if not 0 <= rank < count or local < 0:
+            told = " ".join(f"{name}={value}" for name, value in said.items())
+            raise ValueError(f"{told}: no place among processes; start with torchrun or srun, or unset {names[0]}")
+        return Ranks(rank=rank, count=count, local=local)
+    return Ranks()

@@ -1,0 +1,135 @@
+"""What `sample.py split=...` does: a picture for each scene of a split, over any number of ranks, exactly once.
+
+Each rank takes its share of the scenes, and no rank waits for another: the manifest says what is made, whoever made it, so
+that a killed run goes on with the same command, on another number of ranks too. The last rank to end folds the journals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from datamodules.shards import ShardSet
+from datamodules.transforms import SceneTransform
+from evaluation.generation import generate
+from evaluation.manifest import Manifest
+from evaluation.pairs import Pairs
+from runtime.device import device_of, placed
+from runtime.evaluation import load_module, picture_settings, weights_hash
+from runtime.ranks import Ranks, ranks_of
+from scenes import Scene
+from scenes.forms import read_scenes
+
+if TYPE_CHECKING:
+    from lightning_modules.scene_diffusion import SceneDiffusion
+
+_OF_SAMPLES = ("flip", "seed", "caption", "resolution")  # of a transform: what is training's, or the backbone's to say
+
+
+def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> str:
+    """Draws what is still missing of this rank's share.
+
+    Args:
+        cfg: what `sample.py` was asked for: `split`, shards or a file of scenes; `out`, the folder of `<scene id>.jpg`; `limit`,
+            `seeds` (one), `batch_size`, `picture_format`, and `npz`, true for real and generated pictures in `npz_files_<rank>`.
+        run_cfg: the run's own configuration; its newest checkpoint draws, and scenes become square as its data did.
+        environment: tells this process's rank.
+
+    Returns:
+        What was made, in a line.
+
+    Raises:
+        ValueError: the split cannot be read or has no true pictures for `npz`, or `out` holds other pictures.
+    """
+    ranks = ranks_of(environment)
+    _place(run_cfg, ranks)
+    device_of(run_cfg.trainer)  # refuses before the weights are read
+    split = Path(cfg.split)
+    shards = ShardSet(split) if split.is_dir() else None
+    if cfg.npz and (shards is None or shards.latents is not None):
+        raise ValueError(f"npz=true: {split} has no pictures to set beside; give shards with pictures, or npz=false")
+    stored = read_scenes(split) if shards is None else [shards.scene(number) for number in range(len(shards))]
+    stored = stored[: cfg.limit]
+    module, _ = load_module(run_cfg, None)
+    transform = _transform(run_cfg, module)
+    scenes = [transform.scene(scene) for scene in stored]
+    settings = picture_settings(run_cfg, weights=weights_hash(module), seed=cfg.seeds[0], arm="with_scene")
+    manifest = Manifest(
+        cfg.out,
+        {**settings, "picture_format": cfg.picture_format},
+        writer=str(ranks.rank),
+        picture_format=cfg.picture_format,
+        subfolder="",
+    )
+    ids = [scene.id for scene in scenes]
+    manifest.check_ids(ids)
+    pairs = Pairs(cfg.out, rank=ranks.rank, ranks=ranks.count, scenes=len(scenes)) if cfg.npz else None
+    made = _draw(cfg, run_cfg, module, ranks.share(scenes), manifest, ranks)
+    if pairs is not None and shards is not None:
+        _write_pairs(pairs, ranks.share(range(len(scenes))), shards, transform, manifest)
+    missing = len(manifest.missing(ids))
+    if not missing:
+        manifest.finish()
+    rest = f"{missing} are still to come from other ranks" if missing else "all are there"
+    return f"{cfg.out}: rank {ranks.rank} of {ranks.count} made {made} pictures; of {len(ids)} {rest}"
+
+
+def _place(run_cfg: DictConfig, ranks: Ranks) -> None:
+    """Gives each rank of a machine its own GPU; of a list of devices the rank's."""
+    if ranks.count > 1 and torch.cuda.is_available():
+        given = run_cfg.trainer.devices
+        devices = list(given) if not isinstance(given, int | str) else list(range(torch.cuda.device_count()))
+        run_cfg.trainer.devices = [devices[ranks.local % len(devices)]]
+
+
+def _transform(run_cfg: DictConfig, module: SceneDiffusion) -> SceneTransform:
+    """How the run's data made scenes square and related them; at the size that pictures are drawn at."""
+    names = {field.name for field in fields(SceneTransform)} - set(_OF_SAMPLES)
+    given = {name: run_cfg.data[name] for name in names if name in run_cfg.data}
+    return SceneTransform(resolution=module.backbone.resolution, **given)
+
+
+def _draw(
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    module: SceneDiffusion,
+    scenes: Sequence[Scene],
+    manifest: Manifest,
+    ranks: Ranks,
+) -> int:
+    """Draws what is missing of some scenes, and tells how many pictures that were."""
+    todo = len(manifest.missing([scene.id for scene in scenes]))
+    with (
+        placed(module, run_cfg.trainer),
+        tqdm(total=len(scenes), initial=len(scenes) - todo, unit="picture", disable=ranks.rank > 0) as bar,
+    ):
+        generate(
+            module,
+            scenes,
+            manifest,
+            seed=cfg.seeds[0],
+            batch_size=cfg.batch_size,
+            progress=lambda done, _total: bar.update(len(scenes) - todo + done - bar.n),
+        )
+    return todo
+
+
+def _write_pairs(
+    pairs: Pairs, numbers: Sequence[int], shards: ShardSet, transform: SceneTransform, manifest: Manifest
+) -> None:
+    """Sets the true pictures of some samples, made square as the run's data was, beside the generated ones."""
+    for place, number in enumerate(numbers):
+        if pairs.path(place).is_file():
+            continue
+        record = shards[number]
+        assert record.image is not None
+        real, _, _ = transform.square(record.image, record.scene)
+        pairs.write(place, real, np.asarray(manifest.read(record.scene.id)))

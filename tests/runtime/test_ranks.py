@@ -1,0 +1,50 @@
+"""What launchers say of a process, and that the shares of all ranks are the whole."""
+
+import pytest
+
+from runtime.ranks import Ranks, ranks_of
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Ranks()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Ranks(rank=3, count=8, local=1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Ranks()),
+        (
+            {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2", "SLURM_NTASKS": "6"},
+            Ranks(rank=5, count=6, local=2),
+        ),
+        # the batch script itself, which reserved six tasks and is one process
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}, Ranks()),
+        # torchrun under srun: torchrun's processes are the ones
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "1",
+            },
+            Ranks(rank=1, count=2, local=1),
+        ),
+    ],
+)
+def test_the_place_is_what_the_launcher_said(environment, expected):
+    assert ranks_of(environment) == expected
+
+
+@pytest.mark.parametrize(
+    "said", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "a", "WORLD_SIZE": "2"}]
+)
+def test_a_place_that_cannot_be_is_refused(said):
+    with pytest.raises(ValueError, match=f"RANK={said['RANK']} WORLD_SIZE=2: .* unset RANK") as caught:
+        ranks_of(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("items", "count"), [(7, 3), (2, 4), (0, 2), (6, 1)])
+def test_the_shares_tile_the_items(items, count):
+    shares = [Ranks(rank=rank, count=count).share(range(items)) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(items))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
