@@ -39,7 +39,9 @@ class _Row:
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[int, int], int] = {}
-        self.tokens: list[tuple[int, int, int]] = []  # of each node: its token, the node before it (-1: none), its place
+        self.tokens: list[
+            tuple[int, int, int]
+        ] = []  # of each node: its token, the node before it (-1: none), its place
 
     def known(self, string: Sequence[int]) -> list[int]:
         """The nodes that a string begins with, as far as they are there."""
@@ -77,13 +79,10 @@ def pack(strings: Sequence[Sequence[int]], *, length: int) -> Packing:
     paths: dict[int, tuple[int, list[int]]] = {}
     for index in sorted(range(len(strings)), key=lambda each: -len(strings[each])):
         string = strings[index]
-        for number, row in enumerate(rows):
-            if len(row.tokens) + len(string) - len(row.known(string)) <= length:
-                break
-        else:
-            number, row = len(rows), _Row()
-            rows.append(row)
-        paths[index] = number, row.add(string)
+        fitting = (n for n, row in enumerate(rows) if len(row.tokens) + len(string) - len(row.known(string)) <= length)
+        if (number := next(fitting, len(rows))) == len(rows):
+            rows.append(_Row())
+        paths[index] = number, rows[number].add(string)
     longest = max((len(row.tokens) for row in rows), default=0)
     ids, positions = (np.zeros((len(rows), longest), np.int64) for _ in range(2))
     mask = np.zeros((len(rows), 1, longest, longest), bool)
@@ -93,7 +92,9 @@ def pack(strings: Sequence[Sequence[int]], *, length: int) -> Packing:
             ids[number, node], positions[number, node] = token, place
             if before >= 0:
                 mask[number, 0, node] |= mask[number, 0, before]
-    places = [number * longest + node for number, path in (paths[each] for each in range(len(strings))) for node in path]
+    places = [
+        number * longest + node for number, path in (paths[each] for each in range(len(strings))) for node in path
+    ]
     return Packing(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
