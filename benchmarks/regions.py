@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, *, device: str, compiled: bool, rounds: int) -> None:
         self.device, self.compiled, self.rounds = device, compiled, rounds
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.scenes = [Scene.from_json(item) for item in json.loads(SCENES.read_text())]
+        self.scenes = [Scene.from_json(item) for item in json.loads(SCENES.read_text())["regions"]]
         words = {word for scene in self.scenes for item in scene.objects for word in item.phrase.split()}
         tokenizer = word_tokenizer(sorted(words), max_length=77)
         config = CLIPTextConfig(  # one layer of the real width: what it says does not matter, its shape does

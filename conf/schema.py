@@ -92,6 +92,7 @@ class Optimizer:
     fused: bool | None = None  # one kernel for all parameters; null: as the class decides
     schedule: str = "constant"  # constant, cosine, linear: from the warm-up's end to trainer.max_steps
     final_fraction: float = 0.0  # of learning_rate, reached at trainer.max_steps by cosine and linear
+    decay_vectors: bool = True  # false: no weight decay on biases, norms and gates, whatever has fewer than two axes
 
     def __post_init__(self) -> None:
         """Refuses values that no optimizer can have."""
@@ -114,6 +115,7 @@ class Drops:
     caption_only: float = 0.05
     none: float = 0.05
     dropped_caption: str = "empty"  # empty: the text ""; zeros: zero tokens; the pooled vector goes with it
+    methods: Any = None  # method -> rate at which it alone does not see a scene that is kept: {boxes: 0.1}
 
     def __post_init__(self) -> None:
         """Refuses rates that are no distribution."""

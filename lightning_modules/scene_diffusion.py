@@ -81,6 +81,10 @@ class SceneDiffusion(pl.LightningModule):
         backbone.unet.to(memory_format=self._format)
         if compiled:
             backbone.unet.compile()
+        if unknown := sorted(set(drops.methods) - set(self.adapters)):
+            raise ValueError(
+                f"drops.methods.{unknown[0]}: no method of this run (have: {', '.join(sorted(self.adapters))}); name one of them"
+            )
         self.average = MovingAverage(self.trained, **average) if average else None
         self.strict_loading = False  # frozen weights are not in a checkpoint; on_load_checkpoint verifies the rest
 
@@ -115,14 +119,13 @@ class SceneDiffusion(pl.LightningModule):
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
         """(B,) losses of the samples whose draws are those of `keys`."""
         latents = self.latents(batch).contiguous(memory_format=self._format)
-        draws = draw(self.seed, keys, latents.shape[1:]).to(latents.device)
+        draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
+        given: dict[str, Any] = {}
+        scenes, captions = batch.scenes, batch.scenes.captions
         if drop:
-            scenes, captions, has_caption = self.drops(batch.scenes, draws.keep)
-        else:
-            scenes, captions, has_caption = batch.scenes, batch.scenes.captions, None
-        inputs = self.conditioning(self.backbone, scenes, captions, tuple(latents.shape[-2:]))
-        if has_caption is not None:
-            inputs = self.drops.blank(inputs, has_caption)
+            scenes, captions, has_caption = self.drops(scenes, draws.keep)
+            given = {"kept": self.drops.zeroed(has_caption), "seen": self.drops.seen(scenes, draws.methods)}
+        inputs = self.conditioning(self.backbone, scenes, captions, tuple(latents.shape[-2:]), **given)
         times, noise = self.objective.times(draws), self.objective.noise(draws)
         noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
         prediction = self.backbone.denoise(noised, times, inputs)

@@ -4,6 +4,7 @@ Lightning's `estimated_stepping_batches` is never asked: reading it builds the d
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 
@@ -22,13 +23,18 @@ def learning_rate_factor(
         A function of the optimizer step, counted from 0, that gives the factor on the base learning rate.
 
     Raises:
-        ValueError: an unknown schedule, or a decay whose warm-up is no shorter than the run. A constant schedule may be cut
-            short while it warms up, as a trial of a long recipe is.
+        ValueError: an unknown schedule.
+
+    Warns:
+        A decay whose warm-up is no shorter than the run: a trial of a long recipe ends while it warms up.
     """
     if schedule not in ("constant", "cosine", "linear"):
         raise ValueError(f"optimizer.schedule: {schedule!r} is unknown; take constant, cosine or linear")
     if warmup_steps >= steps and schedule != "constant":
-        raise ValueError(f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}; lower it")
+        warnings.warn(
+            f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}: the run ends while it warms up",
+            stacklevel=2,
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:

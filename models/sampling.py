@@ -207,10 +207,9 @@ class Sampler:
             null = scenes.drop(torch.zeros(len(scenes), dtype=torch.bool))
             both = type(scenes)([*scenes.scenes, *null.scenes], device=scenes.device)
             captions = [*captions, *(negative or "" for negative in negatives)]
-            inputs = conditioning(backbone, both, captions, grid, size=size)
-            if backbone.has_pooled:
-                given = [True] * len(scenes) + [negative is not None for negative in negatives]
-                inputs = inputs.blanked(torch.tensor(given))
+            given = torch.tensor([True] * len(scenes) + [negative is not None for negative in negatives])
+            kept = given if backbone.has_pooled else None
+            inputs = conditioning(backbone, both, captions, grid, size=size, kept=kept)
         if self.size_ids is not None and inputs.size_ids is not None:
             size_ids = torch.tensor(list(self.size_ids), device=inputs.size_ids.device, dtype=torch.float32)
             inputs = replace(inputs, size_ids=size_ids.expand_as(inputs.size_ids))

@@ -9,7 +9,7 @@ Legend: M strings asked for, B captions, T tokens, C width of a token (summed ov
 import unicodedata
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from models.packing import Tokens, pack
 
 START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -72,6 +74,12 @@ class Prompt:
 
     tokens: Tensor
     pooled: Tensor | None = None
+
+    def blanked(self, kept: Tensor) -> "Prompt":
+        """The same with zero tokens and a zero pooled vector where `kept` (B,) bool is False."""
+        rows = kept.to(self.tokens.device)
+        pooled = None if self.pooled is None else self.pooled * rows[:, None]
+        return Prompt(self.tokens * rows[:, None, None], pooled)
 
 
 def word_tokenizer(words: Sequence[str], *, max_length: int) -> CLIPTokenizer:
@@ -199,6 +207,40 @@ class TextTower(nn.Module):
             lengths=lengths,
         )
 
+    def encode_packed(self, rows: Sequence[list[int]]) -> list[PhraseFeatures]:
+        """The same of each row of token ids by itself, all in one call and without padding; long rows are cut."""
+        device = cast(nn.Embedding, self.encoder.get_input_embeddings()).weight.device
+        end = cast(int, self.tokenizer.eos_token_id)
+        cut = [row if len(row) <= self.max_length else [*row[: self.max_length - 1], end] for row in rows]
+        packing = pack(cut, length=self.max_length)
+        closed = torch.zeros(packing.mask.shape, dtype=self.encoder.dtype).masked_fill(~packing.mask, -torch.inf)
+        outputs = self.encoder(
+            input_ids=packing.ids.to(device),
+            position_ids=packing.positions.to(device),
+            attention_mask=closed.to(device),  # four axes: transformers takes it as it is
+            output_hidden_states=True,
+        )
+        places = packing.places.to(device)
+        last, penultimate = (
+            states.flatten(0, 1).index_select(0, places)
+            for states in (outputs.last_hidden_state, outputs.hidden_states[-2])
+        )
+        lengths = torch.tensor([len(row) for row in cut])
+        ends = lengths.cumsum(0)
+        pooled = last.index_select(0, (ends - 1).to(device))
+        projection = getattr(self.encoder, "text_projection", None)
+        projected = None if projection is None else projection(pooled)
+        return [
+            PhraseFeatures(
+                last_hidden=last[None, begin:stop],
+                penultimate_hidden=penultimate[None, begin:stop],
+                pooled=pooled[number : number + 1],
+                projected=None if projected is None else projected[number : number + 1],
+                lengths=lengths[number : number + 1],
+            )
+            for number, (begin, stop) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False))
+        ]
+
 
 class TextTowers(nn.Module):
     """One or several towers that read the same text side by side.
@@ -238,7 +280,7 @@ class TextTowers(nn.Module):
         self.caption_layer = caption_layer
         self.caption_pooled = caption_pooled
         self.truncated = 0
-        self._long: set[str] = set()  # of the last strings encoded, those that were cut
+        self._long: dict[str, int] = {}  # of the last strings encoded, those that were cut: tokens beyond
         self._cache = PhraseCache(phrase_cache)
         self.register_load_state_dict_post_hook(lambda *_: self._cache.clear())
 
@@ -271,14 +313,14 @@ class TextTowers(nn.Module):
         """
         asked = Counter(phrases) or Counter([""])
         padded = padded or masked
-        if padded or not self._cache.tokens or any(parameter.requires_grad for parameter in self.parameters()):
+        if padded or not self._caches:
             parts = self._encode(asked, padded=padded, masked=masked)
         else:
             missing = Counter({phrase: count for phrase, count in asked.items() if phrase not in self._cache})
-            self.truncated += sum(asked[phrase] for phrase in asked.keys() & self._cache.cut)
+            self.truncated += sum(asked[phrase] for phrase in asked.keys() & self._cache.cut.keys())
             if missing:
                 self._cache.keep(list(missing), self._encode(missing, padded=False))
-                self._cache.cut |= missing.keys() & self._long
+                self._cache.cut |= self._long
             parts = self._cache.take(list(asked))
         joined = _join(parts)
         place = {phrase: index for index, phrase in enumerate(asked)}
@@ -286,14 +328,80 @@ class TextTowers(nn.Module):
 
     def _encode(self, asked: Counter[str], *, padded: bool, masked: bool = False) -> tuple[PhraseFeatures, ...]:
         """Each tower's features of the distinct strings, in their order; `asked` also says how often each is wanted."""
-        tokenised = [tower.tokenise(list(asked)) for tower in self.each]
-        lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
-        self._long = {phrase for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length}
-        self._count_long({phrase: asked[phrase] for phrase in self._long})
-        length = self.max_length if padded else min(max(lengths), self.max_length)
+        tokenised, longest = self._tokenise(asked)
+        length = self.max_length if padded else min(longest, self.max_length)
         return tuple(
             tower.encode(rows, length=length, masked=masked) for tower, rows in zip(self.each, tokenised, strict=True)
         )
+
+    @property
+    def _caches(self) -> bool:
+        """Whether features are kept: an encoder that trains changes them."""
+        return bool(self._cache.tokens) and not any(parameter.requires_grad for parameter in self.parameters())
+
+    def _tokenise(self, asked: Counter[str]) -> tuple[list[list[list[int]]], int]:
+        """Each tower's token ids of the distinct strings, and the longest; strings that will be cut are counted."""
+        tokenised = [tower.tokenise(list(asked)) for tower in self.each]
+        lengths = [max(map(len, rows)) for rows in zip(*tokenised, strict=True)]
+        self._long = {
+            phrase: n - self.max_length for phrase, n in zip(asked, lengths, strict=True) if n > self.max_length
+        }
+        self._count_long({phrase: asked[phrase] for phrase in self._long})
+        return tokenised, max(lengths)
+
+    def read(self, strings: Sequence[str], *, once: Collection[str] = ()) -> Tokens:
+        """Strings as captions are read, but without padding: every distinct one in the same call of the encoder(s).
+
+        Args:
+            strings: repetitions welcome.
+            once: those of them that are not worth keeping in the cache.
+
+        Returns:
+            Their tokens at the layer that captions are read from, end to end in the order of their first appearance.
+
+        Raises:
+            ValueError: tokenizers that cut a string into different numbers of tokens.
+        """
+        asked = Counter(strings)
+        if not asked:
+            return Tokens.nothing()
+        caches = self._caches
+        missing = Counter({each: count for each, count in asked.items() if not (caches and each in self._cache)})
+        fresh: dict[str, tuple[PhraseFeatures, ...]] = {}
+        cut = {each: self._cache.cut[each] for each in asked.keys() - missing.keys() if each in self._cache.cut}
+        self.truncated += sum(asked[each] for each in cut)
+        if missing:
+            tokenised, _ = self._tokenise(missing)
+            packed = [tower.encode_packed(rows) for tower, rows in zip(self.each, tokenised, strict=True)]
+            fresh = dict(zip(missing, zip(*packed, strict=True), strict=True))
+            cut |= self._long
+        rows = {each: fresh[each] if each in fresh else self._cache.row(each) for each in asked}
+        if caches:
+            kept = [each for each in fresh if each not in once]
+            for each in kept:
+                self._cache.put(each, fresh[each])
+            self._cache.cut |= {each: self._long[each] for each in kept if each in self._long}
+            self._cache.trim(spare=len(kept))
+        return self._laid_out(rows, cut)
+
+    def _laid_out(self, rows: dict[str, tuple[PhraseFeatures, ...]], cut: dict[str, int]) -> Tokens:
+        """Features of single strings as one record."""
+        spans, begin = {}, 0
+        for string, towers in rows.items():
+            lengths = {tower.last_hidden.shape[1] for tower in towers}
+            if len(lengths) != 1:
+                raise ValueError(
+                    f"text: {string[:60]!r} has {' and '.join(map(str, lengths))} tokens in the tokenizers of this backbone; "
+                    "take text encoders with one vocabulary"
+                )
+            spans[string] = begin, begin + lengths.pop()
+            begin = spans[string][1]
+        layer = "last_hidden" if self.caption_layer == "last" else "penultimate_hidden"
+        each = list(zip(*rows.values(), strict=True))
+        hidden = torch.cat([torch.cat([getattr(row, layer)[0] for row in tower]) for tower in each], dim=-1)
+        projected = [row.projected for tower in each for row in tower if row.projected is not None]
+        pooled = torch.cat(projected[-len(rows) :]) if self.caption_pooled else None
+        return Tokens(hidden=hidden, pooled=pooled, spans=spans, cut=cut)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextTowers":
         """As `nn.Module._apply`; what is kept belongs to the weights as they were."""
@@ -327,7 +435,7 @@ class PhraseCache:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.cut: set[str] = set()  # kept phrases that were longer than the encoder reads
+        self.cut: dict[str, int] = {}  # kept phrases that were longer than the encoder reads: tokens beyond
         self._rows: OrderedDict[str, tuple[PhraseFeatures, ...]] = OrderedDict()
         self._held = 0
 
@@ -349,19 +457,33 @@ class PhraseCache:
         lengths = [tower.lengths.tolist() for tower in towers]
         for row, phrase in enumerate(phrases):
             own = [each[row] for each in lengths]
-            self._rows[phrase] = tuple(_row(tower, row, length) for tower, length in zip(towers, own, strict=True))
-            self._held += max(own)
+            self._add(phrase, tuple(_row(tower, row, length) for tower, length in zip(towers, own, strict=True)))
+
+    def put(self, phrase: str, towers: Sequence[PhraseFeatures]) -> None:
+        """Keeps each tower's features of a single phrase."""
+        self._add(phrase, tuple(_row(tower, 0, tower.last_hidden.shape[1]) for tower in towers))
+
+    def row(self, phrase: str) -> tuple[PhraseFeatures, ...]:
+        """Each tower's features of a kept phrase, which is now the last that was used."""
+        self._rows.move_to_end(phrase)
+        return self._rows[phrase]
+
+    def _add(self, phrase: str, row: tuple[PhraseFeatures, ...]) -> None:
+        self._rows[phrase] = row
+        self._held += max(tower.last_hidden.shape[1] for tower in row)
+
+    def trim(self, *, spare: int) -> None:
+        """Forgets the longest unused while there are too many tokens, but not the last `spare` phrases."""
+        while self._held > self.tokens and len(self._rows) > spare:
+            phrase, gone = self._rows.popitem(last=False)
+            self.cut.pop(phrase, None)
+            self._held -= max(tower.last_hidden.shape[1] for tower in gone)
 
     def take(self, phrases: Sequence[str]) -> tuple[PhraseFeatures, ...]:
         """Each tower's features of kept phrases, padded with zeros to the longest; then forgets what is too much."""
-        rows = [self._rows[phrase] for phrase in phrases]
+        rows = [self.row(phrase) for phrase in phrases]
         length = max(tower.last_hidden.shape[1] for row in rows for tower in row)
-        for phrase in phrases:
-            self._rows.move_to_end(phrase)
-        while self._held > self.tokens and len(self._rows) > len(phrases):
-            phrase, gone = self._rows.popitem(last=False)
-            self.cut.discard(phrase)
-            self._held -= max(tower.last_hidden.shape[1] for tower in gone)
+        self.trim(spare=len(phrases))
         return tuple(_stack(each, length) for each in zip(*rows, strict=True))
 
 

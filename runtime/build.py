@@ -7,6 +7,7 @@ checked by the classes themselves. torch is imported inside, so that a misspelt 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
         backbone=backbone,
         conditioning=conditioning,
         objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
-        drops=ConditionDrops(**cfg.drops),
+        drops=ConditionDrops(**{key: value for key, value in cfg.drops.items() if value is not None}),
         optimizer=_optimizer(optimizer),
         schedule=schedule,
         sampler=instantiate(cfg.sampler, _convert_="all"),
@@ -85,11 +86,12 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     )
 
 
-def _optimizer(node: dict[str, Any]) -> functools.partial[torch.optim.Optimizer]:
+def _optimizer(node: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """The optimizer that waits for its parameters.
 
     Args:
-        node: its class under `_target_`, `learning_rate`, and the class's own arguments; null ones are left to the class.
+        node: its class under `_target_`, `learning_rate`, `decay_vectors`, and the class's own arguments; null ones are left to
+            the class.
 
     Returns:
         Called with the parameters, it gives the optimizer.
@@ -105,7 +107,18 @@ def _optimizer(node: dict[str, Any]) -> functools.partial[torch.optim.Optimizer]
             f"optimizer._target_: {target} cannot be imported; install {target.partition('.')[0]}, or take optimizer=adamw"
         ) from error
     settings = {key: value for key, value in node.items() if value is not None}
-    return functools.partial(optimizer, lr=settings.pop("learning_rate"), **settings)
+    decay_vectors = settings.pop("decay_vectors")
+    build = functools.partial(optimizer, lr=settings.pop("learning_rate"), **settings)
+    return build if decay_vectors else lambda parameters: build(_groups(parameters))
+
+
+def _groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and those of fewer than two axes without."""
+    decayed, plain = [], []
+    for parameter in parameters:
+        (plain if parameter.ndim < 2 else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _module_class(cfg: DictConfig) -> type[SceneDiffusion]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from models.backbones.base import Backbone
     from models.conditioning.base import Adapter
 
+BARE_FORMS = ("adapter", "published")
+"""Forms that hold the adapter's tensors alone: the backbone's weights are not needed to write them."""
+
 
 def convert(cfg: DictConfig) -> str:
     """Converts what the configuration names.
@@ -75,7 +78,7 @@ def _from_weights(cfg: DictConfig) -> tuple[Adapter, Backbone, str]:
 
 def _lean(cfg: DictConfig, form: str) -> DictConfig:
     """The configuration with a backbone without weights, where the structure is enough and the backbone can do so."""
-    if form != "adapter" or "skeleton" not in cfg.backbone:
+    if form not in BARE_FORMS or "skeleton" not in cfg.backbone:
         return cfg
     return OmegaConf.merge(cfg, {"backbone": {"skeleton": True}})  # type: ignore[return-value]
 

@@ -28,8 +28,8 @@ def draw(cfg: DictConfig, run_cfg: DictConfig) -> Path:
 
     Args:
         cfg: what `sample.py` was asked for: `scene`, the scene file in any of the forms of `scenes.forms`; `caption`, in
-            place of its own; `seeds`, one row each; `out`, the sheet's file, sample.png if not given; `inpaint`, a picture that is kept outside the boxes, and
-            `paste_back`, its pixels as they were.
+            place of its own; `seeds`, one row each; `out`, the sheet's file, sample.png if not given; `inpaint`, a picture
+            that is kept outside the boxes, and `paste_back`, its pixels as they were.
         run_cfg: the run's own configuration; its newest checkpoint draws.
 
     Returns:

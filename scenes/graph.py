@@ -124,7 +124,7 @@ def isolated_objects(scene: Scene) -> list[int]:
     return [i for i in range(len(scene.objects)) if i not in named]
 
 
-def linearise(scene: Scene) -> str:
-    """The graph as one text: its triples, then the objects in no relation, parted by commas."""
+def linearise(scene: Scene, *, separator: str = ", ") -> str:
+    """The graph as one text: its triples, then the objects in no relation, parted by commas or by what is given."""
     parts = [" ".join(triple) for triple in triples(scene)]
-    return ", ".join(parts + [scene.objects[i].phrase for i in isolated_objects(scene)])
+    return separator.join(parts + [scene.objects[i].phrase for i in isolated_objects(scene)])

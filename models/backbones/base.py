@@ -9,13 +9,14 @@ Legend: B pictures, H W pixels, C latent channels, h w latent cells (H / latent_
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ConfigMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
+from models.packing import Tokens
 from models.text import PhraseFeatures, Prompt, TextTowers
 
 if TYPE_CHECKING:
@@ -184,6 +185,10 @@ class Backbone(nn.Module, ABC):
     def encode_phrases(self, phrases: Sequence[str], *, padded: bool = False, masked: bool = False) -> PhraseFeatures:
         """Features of M strings, each distinct one encoded once; trimmed to the longest unless `padded` or `masked`."""
         return self.text.encode_phrases(phrases, padded=padded, masked=masked)
+
+    def read(self, strings: Sequence[str], *, once: Collection[str] = ()) -> Tokens:
+        """Strings read as captions are, without padding, in one call; those named in `once` are not kept for later."""
+        return self.text.read(strings, once=once)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction (B, C, h, w) in the dtype of `latents`.

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from models.conditioning.slots import DenoiserInputs, attach, detach
+from models.packing import Tokens
 from models.text import PhraseFeatures, Prompt
 
 if TYPE_CHECKING:
@@ -32,12 +34,28 @@ class Text:
     """The text of a batch, as adapters read it.
 
     Attributes:
-        prompt: the caption as the denoiser takes it.
+        prompt: the caption as the denoiser takes it, with what the adapters before this one have made of it.
         phrases: encodes M strings, each distinct one once; its options are those of `TextTowers.encode_phrases`.
+        tokens: the strings that the adapters have asked for in `Adapter.reading`, all read in one call.
     """
 
     prompt: Prompt
     phrases: Callable[..., PhraseFeatures]
+    tokens: Tokens = field(default_factory=Tokens.nothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the frozen text encoder(s) are to read for an adapter and B scenes, all of it in one call.
+
+    Attributes:
+        prompts: for each scene a text to read in place of its caption, or None; empty leaves all captions. Such a prompt is
+            filled up with its end token's features, in place of what the encoder says about padding.
+        tokens: strings whose tokens the adapter takes from `Text.tokens`.
+    """
+
+    prompts: Sequence[str | None] = ()
+    tokens: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +74,8 @@ class AdapterOutput:
 class Adapter(nn.Module, ABC):
     """One conditioning method: `parameters()` is exactly what trains, is averaged and is saved.
 
-    An empty scene is every method's null condition. At initialisation the denoiser's output is that of the bare UNet.
+    An empty scene is every method's null condition. At initialisation the denoiser's output is that of the bare UNet under the
+    text that `Conditioning.read` gives, which is the caption unless the method reads another.
     """
 
     method: ClassVar[str] = ""
@@ -109,14 +128,18 @@ class Adapter(nn.Module, ABC):
         """Writes itself in a form that others read.
 
         Args:
-            backbone: what it belongs to, with weights.
+            backbone: what it belongs to, with weights unless the form is "published".
             out: a folder or file that is not there yet.
-            form: name of the form.
+            form: name of the form; "published" is a file of its tensors alone, as the method's authors write it.
 
         Raises:
             ValueError: a form that the method does not have, or a backbone that the form cannot hold.
         """
         raise ValueError(f"form={form}: conditioning.{self.method} has no such form; take form=adapter")
+
+    def reading(self, scenes: SceneBatch) -> Reading:
+        """What is to be read for B scenes before `forward`; an empty scene keeps its caption."""
+        return Reading()
 
     @abstractmethod
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
@@ -166,6 +189,8 @@ class Conditioning(nn.Module):
         latent_size: tuple[int, int],
         *,
         size: tuple[int, int] | None = None,
+        kept: Tensor | None = None,
+        seen: Mapping[str, SceneBatch] | None = None,
     ) -> DenoiserInputs:
         """Everything that the denoiser takes for B scenes under B captions.
 
@@ -176,22 +201,88 @@ class Conditioning(nn.Module):
             latent_size: (h, w) cells.
             size: (height, width) px to assume for scenes without a frame, as in sampling; None refuses them where the
                 backbone takes size ids.
+            kept: (B,) bool, False where a caption becomes zero tokens and a zero pooled vector; a text that an adapter
+                reads in its place stays.
+            seen: B scenes for an adapter that sees others, by its name, as where the scene is dropped for it alone.
 
         Returns:
             The prompt that the adapters left (B, T, text_width), pooled (B, P) and size ids (B, 6) where the backbone
             takes them, and the payload of each adapter that gave one, by its name.
         """
-        prompt = backbone.encode_captions(captions)
+        own = {name: (seen or {}).get(name, scenes) for name in self.named}
+        prompt, tokens = self.read(backbone, own, captions, kept=kept)
         slots: dict[str, Any] = {}
         for name, adapter in self.named.items():
-            output = adapter(scenes, Text(prompt=prompt, phrases=backbone.encode_phrases), latent_size)
+            output = adapter(
+                own[name], Text(prompt=prompt, phrases=backbone.encode_phrases, tokens=tokens), latent_size
+            )
             prompt = output.prompt or prompt
             if output.payload is not None:
                 slots[name] = output.payload
-        size = (latent_size[0] * backbone.latent_scale, latent_size[1] * backbone.latent_scale)
         return DenoiserInputs(
             prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes, size=size), slots=slots
         )
+
+    def read(
+        self,
+        backbone: Backbone,
+        seen: Mapping[str, SceneBatch],
+        captions: Sequence[str],
+        *,
+        kept: Tensor | None = None,
+    ) -> tuple[Prompt, Tokens]:
+        """What the frozen encoder(s) read, before any adapter acts: with closed gates it is what the denoiser takes.
+
+        Args:
+            backbone: the encoder(s).
+            seen: adapter's name -> B scenes that it sees.
+            captions: B captions.
+            kept: as in `forward`.
+
+        Returns:
+            The prompt, and the strings that adapters have asked for.
+
+        Raises:
+            ValueError: two adapters that would each read another text in the same caption's place.
+        """
+        readings = {name: adapter.reading(seen[name]) for name, adapter in self.named.items()}
+        texts = _texts(readings, len(captions))
+        own = [text for text in texts if text is not None]
+        tokens = backbone.read([*own, *(s for each in readings.values() for s in each.tokens)], once=frozenset(own))
+        if not own:
+            prompt = backbone.encode_captions(captions)
+        else:
+            prompt = Prompt(*tokens.padded(own, length=backbone.text.max_length))
+            if len(own) < len(texts):
+                plain = backbone.encode_captions([c for c, text in zip(captions, texts, strict=True) if text is None])
+                prompt = _merged(prompt, plain, [text is not None for text in texts])
+        if kept is None:
+            return prompt, tokens
+        return prompt.blanked(kept.cpu() | torch.tensor([text is not None for text in texts])), tokens
+
+
+def _texts(readings: Mapping[str, Reading], count: int) -> list[str | None]:
+    """For each of B scenes the text that is read in place of its caption."""
+    names = [name for name, reading in readings.items() if any(text is not None for text in reading.prompts)]
+    if len(names) > 1:
+        raise ValueError(
+            f"conditioning: {' and '.join(names)} each read another text in the caption's place; take one of them, or let "
+            "the others read the caption"
+        )
+    return list(readings[names[0]].prompts) if names else [None] * count
+
+
+def _merged(own: Prompt, plain: Prompt, is_own: Sequence[bool]) -> Prompt:
+    """B prompts of two parts, each part in the order of its scenes."""
+    places, numbers = [], [0, sum(is_own)]
+    for one in is_own:
+        places.append(numbers[not one])
+        numbers[not one] += 1
+    index = torch.tensor(places, device=plain.tokens.device)
+    tokens = torch.cat([own.tokens, plain.tokens])[index]
+    if own.pooled is None or plain.pooled is None:
+        return Prompt(tokens)
+    return Prompt(tokens, torch.cat([own.pooled, plain.pooled])[index])
 
 
 def gate_figures(values: Mapping[str, Tensor]) -> dict[str, float]:

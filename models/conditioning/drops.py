@@ -6,13 +6,12 @@ number comes from outside; nothing here draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from models.conditioning.slots import DenoiserInputs
 
 if TYPE_CHECKING:
     from scenes import SceneBatch
@@ -28,6 +27,8 @@ class ConditionDrops:
         caption_only: the scene is dropped.
         none: both are dropped.
         dropped_caption: "empty" encodes "" in place of a dropped caption, "zeros" gives zero tokens and a zero pooled vector.
+        methods: method -> rate at which it alone does not see a scene that is kept, drawn for each method by itself; for
+            several methods together.
 
     Raises:
         ValueError: rates that are negative or do not sum to 1, or another word for a dropped caption.
@@ -38,6 +39,7 @@ class ConditionDrops:
     caption_only: float = 0.0
     none: float = 0.0
     dropped_caption: str = "empty"
+    methods: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rates = self.rates
@@ -45,6 +47,9 @@ class ConditionDrops:
             raise ValueError(f"drops: the rates {rates} sum to {sum(rates):g}; make them sum to 1, none negative")
         if self.dropped_caption not in ("empty", "zeros"):
             raise ValueError(f"drops.dropped_caption: {self.dropped_caption!r} is unknown; take empty or zeros")
+        for name, rate in self.methods.items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"drops.methods.{name}: {rate} is outside [0, 1]; give a rate")
 
     @property
     def rates(self) -> tuple[float, float, float, float]:
@@ -67,6 +72,19 @@ class ConditionDrops:
         captions = [c if kept else "" for c, kept in zip(scenes.captions, has_caption.tolist(), strict=True)]
         return scenes.drop((kind == 0) | (kind == 1)), captions, has_caption
 
-    def blank(self, inputs: DenoiserInputs, has_caption: Tensor) -> DenoiserInputs:
-        """The inputs with dropped captions as `dropped_caption` says; has_caption (B,) bool."""
-        return inputs if self.dropped_caption == "empty" else inputs.blanked(has_caption)
+    def zeroed(self, has_caption: Tensor) -> Tensor | None:
+        """Which captions are to stay as they are encoded, of has_caption (B,) bool; None where all do, the empty ones too."""
+        return None if self.dropped_caption == "empty" else has_caption
+
+    def seen(self, scenes: SceneBatch, draws: Tensor) -> dict[str, SceneBatch]:
+        """What each method that has a rate of its own sees of scenes that are kept.
+
+        Args:
+            scenes: B scenes, as `__call__` gave them.
+            draws: (B, methods) uniform numbers in [0, 1), a column for each name in `methods`, in order of the names.
+
+        Returns:
+            Method -> B scenes, those that it does not see replaced by null scenes.
+        """
+        names = sorted(self.methods)
+        return {name: scenes.drop(draws[:, place].cpu() >= self.methods[name]) for place, name in enumerate(names)}

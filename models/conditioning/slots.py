@@ -11,7 +11,7 @@ Legend: B pictures, L image tokens of a block (its height x width), C width of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from diffusers import UNet2DConditionModel
@@ -37,12 +37,6 @@ class DenoiserInputs:
     size_ids: Tensor | None = None
     slots: dict[str, Any] = field(default_factory=dict)
     inpainting: Tensor | None = None
-
-    def blanked(self, kept: Tensor) -> DenoiserInputs:
-        """The same inputs with zero tokens and a zero pooled vector where `kept` (B,) bool is False."""
-        rows = kept.to(self.prompt.device)
-        pooled = None if self.pooled is None else self.pooled * rows[:, None]
-        return replace(self, prompt=self.prompt * rows[:, None, None], pooled=pooled)
 
 
 @dataclass(frozen=True, kw_only=True)

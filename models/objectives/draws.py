@@ -24,12 +24,14 @@ class Draws:
         keep: (B,) float64 uniform in [0, 1), for which conditions are kept.
         noise: (B, C, h, w) standard normal.
         offset: (B, C, 1, 1) standard normal, for offset noise.
+        methods: (B, methods) float64 uniform in [0, 1), for which scenes a method by itself does not see.
     """
 
     time: Tensor
     keep: Tensor
     noise: Tensor
     offset: Tensor
+    methods: Tensor
 
     def to(self, device: torch.device) -> Draws:
         """The same numbers on another device."""
@@ -38,32 +40,36 @@ class Draws:
             keep=self.keep,
             noise=self.noise.to(device),
             offset=self.offset.to(device),
+            methods=self.methods,
         )
 
 
-def draw(seed: int, positions: Iterable[int], shape: Sequence[int]) -> Draws:
+def draw(seed: int, positions: Iterable[int], shape: Sequence[int], *, methods: int = 0) -> Draws:
     """The numbers of the samples at global positions: a function of (seed, position) each.
 
     Args:
         seed: the run's seed.
         positions: B positions in the run's order of samples.
         shape: (C, h, w) of a latent.
+        methods: how many methods have a drop rate of their own; the other numbers do not depend on it.
 
     Returns:
         The numbers of the B samples, on the CPU, in the order of `positions`.
     """
-    time, keep, noise, offset = [], [], [], []
+    time, keep, noise, offset, own = [], [], [], [], []
     for position in positions:
         generator = _generator(seed, int(position))
         time.append(generator.random())
         keep.append(generator.random())
         noise.append(generator.standard_normal(tuple(shape), dtype=np.float32))
         offset.append(generator.standard_normal((shape[0], 1, 1), dtype=np.float32))
+        own.append(generator.random(methods))
     return Draws(
         time=torch.tensor(time, dtype=torch.float64),
         keep=torch.tensor(keep, dtype=torch.float64),
         noise=torch.from_numpy(np.stack(noise)),
         offset=torch.from_numpy(np.stack(offset)),
+        methods=torch.from_numpy(np.stack(own)),
     )
 
 

@@ -1,14 +1,17 @@
 """Random numbers belong to (seed, position) or (seed, scene id), whatever the batch."""
 
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
 
-from models.objectives import Draws, draw
+from models.objectives import Draws
+from models.objectives import draw as draw_samples
 from models.objectives.draws import scene_generator, start_latents
 
 SHAPE = (2, 3, 5)
+draw = partial(draw_samples, methods=2)
 NAMES = [field.name for field in fields(Draws)]
 
 
@@ -21,6 +24,13 @@ def test_draws_depend_on_seed_and_position_alone():
     together = rows(draw(3, [11, 4, 2**40, 0], SHAPE))
     assert torch.equal(rows(draw(3, [4, 0], SHAPE)), together[[1, 3]])
     assert torch.equal(rows(draw(3, torch.tensor([2**40]), SHAPE)), together[2:3])
+
+
+def test_how_many_methods_draw_for_themselves_changes_no_other_number():
+    one, other = draw_samples(3, [7, 8], SHAPE), draw(3, [7, 8], SHAPE)
+    assert one.methods.shape == (2, 0)
+    assert other.methods.shape == (2, 2)
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in NAMES if name != "methods")
 
 
 def test_the_global_generators_neither_matter_nor_change():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from models.conditioning.drops import ConditionDrops
-from models.conditioning.slots import DenoiserInputs
 from models.objectives import draw
 from scenes import Scene, SceneBatch, SceneObject
 
@@ -59,29 +58,19 @@ def test_what_is_kept_is_unchanged_and_what_is_dropped_is_empty():
     assert left.scenes[2:] == tuple(scene.without_layout() for scene in batch.scenes[2:])
 
 
-class TestBlank:
-    INPUTS = DenoiserInputs(
-        prompt=torch.rand(3, 2, 4), pooled=torch.rand(3, 5), size_ids=torch.rand(3, 6), slots={"regions": 1}
-    )
-    KEPT = torch.tensor([True, False, True])
+def test_which_dropped_captions_become_zeros():
+    kept = torch.tensor([True, False, True])
+    assert ConditionDrops(keep=1.0).zeroed(kept) is None  # the encoding of "" stays
+    assert ConditionDrops(keep=1.0, dropped_caption="zeros").zeroed(kept) is kept
 
-    def test_zeros_takes_the_pooled_vector_along(self):
-        blank = ConditionDrops(keep=1.0, dropped_caption="zeros").blank(self.INPUTS, self.KEPT)
-        for name in ("prompt", "pooled"):
-            before, after = getattr(self.INPUTS, name), getattr(blank, name)
-            assert not after[1].any()
-            assert torch.equal(after[[0, 2]], before[[0, 2]])
-        assert torch.equal(blank.size_ids, self.INPUTS.size_ids)
-        assert blank.slots == self.INPUTS.slots
 
-    def test_zeros_without_a_pooled_vector(self):
-        inputs = DenoiserInputs(prompt=self.INPUTS.prompt)
-        blank = ConditionDrops(keep=1.0, dropped_caption="zeros").blank(inputs, self.KEPT)
-        assert blank.pooled is None
-        assert not blank.prompt[1].any()
-
-    def test_empty_leaves_the_encoding_of_the_empty_text(self):
-        assert ConditionDrops(keep=1.0).blank(self.INPUTS, self.KEPT) is self.INPUTS
+def test_a_method_may_have_a_rate_of_its_own():
+    drops = ConditionDrops(keep=1.0, methods={"regions": 0.5, "boxes": 0.0})
+    draws = torch.tensor([[0.0, 0.49], [0.9, 0.5]])  # columns: boxes, regions
+    batch = scenes(2)
+    seen = drops.seen(batch, draws)
+    assert seen["boxes"].scenes == batch.scenes
+    assert seen["regions"].scenes == (batch.scenes[0].without_layout(), batch.scenes[1])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +79,7 @@ class TestBlank:
         ({"keep": 0.9}, r"drops: the rates .* sum to 0.9; make them sum to 1"),
         ({"keep": 0.9, "none": 0.2}, r"drops: the rates .* sum to 1.1"),
         ({"keep": 1.2, "none": -0.2}, "none negative"),
+        ({"keep": 1.0, "methods": {"boxes": 1.5}}, "drops.methods.boxes: 1.5 is outside \\[0, 1\\]; give a rate"),
         ({"keep": 1.0, "dropped_caption": "null"}, "drops.dropped_caption: 'null' is unknown; take empty or zeros"),
     ],
 )

@@ -240,17 +240,3 @@ def test_parts_that_do_not_exist_or_have_no_block_are_refused():
     plain = tiny_unet(down_block_types=("DownBlock2D", "DownBlock2D"))
     with pytest.raises(ValueError, match="names no transformer block"):
         block_sites(plain, "down")
-
-
-def test_blanked_inputs_are_zero_where_the_caption_is_not_kept():
-    inputs = DenoiserInputs(
-        prompt=torch.ones(2, 2, 3), pooled=torch.ones(2, 4), size_ids=torch.ones(2, 6), slots={"probe": 0}
-    )
-    blanked = inputs.blanked(torch.tensor([True, False]))
-    for name in ("prompt", "pooled"):
-        kept, dropped = getattr(blanked, name)
-        assert kept.eq(1).all()
-        assert dropped.eq(0).all()
-    assert blanked.slots == inputs.slots
-    assert blanked.size_ids is inputs.size_ids
-    assert DenoiserInputs(prompt=inputs.prompt).blanked(torch.tensor([False, True])).pooled is None

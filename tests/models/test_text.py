@@ -328,3 +328,79 @@ class TestRefusals:
     def test_a_pooled_caption_without_a_projection(self):
         with pytest.raises(ValueError, match="caption_pooled"):
             TextTowers([tower(24)], caption_pooled=True)
+
+
+class TestRead:
+    """Strings read end to end, as the fixtures `one` and `two`, against each by itself."""
+
+    STRINGS = ("a red circle", "orange", "", "zebra, left of an orange", "a red circle of an orange", "a red")
+
+    @pytest.mark.parametrize("name", ["one", "two"])
+    def test_gives_what_each_string_gives_by_itself(self, name, request):
+        towers = request.getfixturevalue(name)
+        tokens = towers.read([*self.STRINGS, "orange"])
+        assert list(tokens.spans) == list(self.STRINGS)
+        for number, string in enumerate(self.STRINGS):
+            alone = towers.encode_phrases([string])
+            own = alone.last_hidden if name == "one" else alone.penultimate_hidden
+            begin, end = tokens.spans[string]
+            torch.testing.assert_close(tokens.hidden[begin:end], own[0], atol=1e-5, rtol=1e-5)
+            if name == "two":
+                torch.testing.assert_close(tokens.pooled[number], alone.projected[0], atol=1e-5, rtol=1e-5)
+        assert (tokens.pooled is None) == (name == "one")
+        assert end == len(tokens.hidden)
+
+    def test_takes_one_call_of_each_encoder_and_shares_beginnings(self, two):
+        calls = []
+        hooks = [
+            part.encoder.register_forward_pre_hook(
+                lambda module, args, kwargs: calls.append(kwargs["input_ids"].numel()), with_kwargs=True
+            )
+            for part in two.towers
+        ]
+        two.read(["a red circle", "a red circle", "a red", "orange"])
+        for hook in hooks:
+            hook.remove()
+        assert calls == [8, 8]  # start, a, red, circle, three ends, orange
+
+    def test_keeps_phrases_for_both_ways_of_reading_but_not_what_is_read_once(self):
+        towers = TextTowers([tower(24)], phrase_cache=100).requires_grad_(False)
+        calls = []
+        towers.each[0].encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+        )
+        first = towers.read(["red", "a red circle of an orange"], once=["a red circle of an orange"])
+        again = towers.read(["red"])
+        begin, end = first.spans["red"]
+        assert torch.equal(again.hidden, first.hidden[begin:end])
+        torch.testing.assert_close(towers.encode_phrases(["red"]).last_hidden[0], again.hidden)
+        assert len(calls) == 1
+        towers.read(["a red circle of an orange"])
+        assert len(calls) == 2
+        towers.encode_phrases(["orange"])
+        towers.read(["orange", "red"])
+        assert len(calls) == 3
+
+    def test_long_strings_are_cut_keep_their_end_and_are_counted(self):
+        for cache in (0, 100):
+            towers = TextTowers([tower(24, max_length=8)], phrase_cache=cache).requires_grad_(False)
+            with pytest.warns(UserWarning, match="longer than 8 tokens"):
+                tokens = towers.read(["red " * 9, "orange"])
+            assert tokens.cut == {"red " * 9: 3}
+            torch.testing.assert_close(
+                tokens.hidden[:8], towers.encode_phrases(["red " * 9]).last_hidden[0], atol=1e-5, rtol=1e-5
+            )
+            assert towers.read(["red " * 9]).cut == {"red " * 9: 3}
+            assert towers.truncated == 3
+
+    def test_an_encoder_that_trains_gets_gradients(self, one):
+        weight = one.each[0].encoder.get_input_embeddings().weight.requires_grad_(True)
+        try:
+            one.read(["a red", "orange"]).hidden.square().sum().backward()
+            assert weight.grad.abs().sum() > 0
+        finally:
+            weight.requires_grad_(False)
+            weight.grad = None
+
+    def test_nothing_is_nothing(self, one):
+        assert one.read([]).spans == {}

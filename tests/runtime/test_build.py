@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import COMPONENTS
+from models.conditioning.base import Conditioning
+from runtime.build import build_module
 from runtime.composition import CONF, compose
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -18,6 +20,29 @@ def test_the_root_objective_is_the_own_prediction_of_every_backbone(backbone, co
     config = backbone_named(backbone).scheduler_config
     objective = instantiate(composed(f"backbone={backbone}").objective, scheduler_config=config)
     assert objective.prediction == config.get("prediction_type", "epsilon").removesuffix("_prediction")
+
+
+def test_weight_decay_may_be_kept_from_what_has_one_axis(composed, backbone_named):
+    backbone = backbone_named("tiny_sdxl")
+    for overrides, decays in (((), [0.2]), (("optimizer.decay_vectors=false",), [0.2, 0.0])):
+        cfg = composed("conditioning=[scene_graph]", "optimizer.weight_decay=0.2", *overrides)
+        module = build_module(cfg, backbone=backbone)
+        module.conditioning.detach(backbone.unet)
+        groups = module._optimizer(list(module.trained.parameters())).param_groups
+        assert [group["weight_decay"] for group in groups] == decays
+        assert sum(len(group["params"]) for group in groups) == len(list(module.trained.parameters()))
+    assert all(parameter.ndim < 2 for parameter in groups[1]["params"])
+    assert any(
+        parameter is module.conditioning.named["scene_graph"].encoder.alpha_obj for parameter in groups[1]["params"]
+    )
+
+
+def test_a_drop_rate_for_a_method_that_is_not_there_is_refused(composed, backbone_named):
+    cfg = composed("conditioning=[scene_graph]", "drops.methods={boxes: 0.1}")
+    with pytest.raises(ValueError, match=r"drops.methods.boxes: no method of this run \(have: scene_graph\); name one"):
+        build_module(cfg, backbone=backbone_named("tiny_sdxl"))
+    backbone_named("tiny_sdxl").requires_grad_(False)
+    Conditioning.detach(backbone_named("tiny_sdxl").unet)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

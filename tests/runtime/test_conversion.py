@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,49 @@ def test_a_run_becomes_a_file_of_its_averaged_or_its_plain_weights(short_run, tm
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
     assert any(not torch.equal(tensors[key], other[key]) for key in tensors)
+
+
+GRAPHS = Path(__file__).parents[1] / "golden" / "scene_graph" / "sg_encoder.pt"
+GRAPH = (
+    "conditioning=scene_graph",
+    "backbone=tiny_sdxl",
+    *(f"conditioning.scene_graph.{size}" for size in ("width=28", "hidden=32", "layers=3")),
+)
+
+
+def test_a_checkpoint_of_scene_graphs_goes_to_an_adapter_file_and_back_bit_by_bit(tmp_path):
+    file, back = tmp_path / "graph.safetensors", tmp_path / "back.pt"
+    line = converted(*GRAPH, f"weights={GRAPHS}", f"out={file}")
+    assert "scene_graph, 36 tensors" in line
+    converted(*GRAPH, f"weights={file}", "form=published", f"out={back}")
+    stored, written = (torch.load(each, weights_only=True)["state_dict"] for each in (GRAPHS, back))
+    assert list(stored) == list(written)
+    for name, tensor in stored.items():
+        assert tensor.dtype == written[name].dtype
+        assert tensor.shape == written[name].shape
+        assert torch.equal(tensor, written[name])
+    converted(*GRAPH, f"weights={back}", f"out={tmp_path / 'again.safetensors'}")
+    again, about = tensors_and_metadata(tmp_path / "again.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in again.items())
+    assert json.loads(about["settings"])["width"] == 28
+
+
+def test_what_is_no_such_checkpoint_or_no_such_form_is_refused(tmp_path):
+    stored = torch.load(GRAPHS, weights_only=True)
+    del stored["state_dict"]["alpha_obj"]
+    torch.save(stored, tmp_path / "less.pt")
+    refusal("misses 1 keys: alpha_obj", *GRAPH, f"weights={tmp_path / 'less.pt'}", f"out={tmp_path / 'a.safetensors'}")
+    out = f"out={tmp_path / 'a.pt'}"
+    refusal(
+        "form=diffusers: conditioning.scene_graph with encoder=triple_conv",
+        *GRAPH,
+        f"weights={GRAPHS}",
+        "form=diffusers",
+        out,
+    )
+    whole = [setting for setting in GRAPH if "layers" not in setting]
+    refusal("has unexpected", *whole, "conditioning.scene_graph.layers=1", f"weights={GRAPHS}", out, "form=published")
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_a_runs_file_starts_another_run(short_run, tmp_path):
