@@ -1,4 +1,4 @@
-"""The published recipes of boxes run at tiny size, go on after a stop, and continue one another."""
+"""The published recipes run at tiny size, validate, go on after a stop, and continue one another."""
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ RECIPES = {
     "igligen_sa1b_sd21": ("tiny_sd21", "sa1b"),
     "igligen_sa1b_sdxl_512": ("tiny_sdxl", "sa1b"),
     "igligen_sa1b_sdxl_1024": ("tiny_sdxl", "sa1b"),
+    "sdxl_sg_laion_sg": ("tiny_sdxl", "laion_sg"),
+    "sd15_sg_laion_sg": ("tiny_sd15", "laion_sg"),
 }
 
 
@@ -34,6 +36,9 @@ def recipe(shards):
             "trainer.accumulate=1",
             "trainer.max_steps=2",
             "trainer.save_every=1",
+            "trainer.validate_every=1",
+            "optimizer.warmup_steps=1",
+            f"data.validation_shards={shards}",
             "data.workers=0",
         )
         return compose(
