@@ -339,7 +339,7 @@ def test_a_fading_mask_begins_as_the_mask_and_ends_as_published(sd15):
         away = (fading - bias("none").nan_to_num(neginf=0)).expand_as(shut)
         assert (away[~shut] == 0).all()
         lifted.append(float(away[outside].unique()))
-    assert lifted == [-10.0, -7.5, -5.0, -2.5]
+    assert lifted == [-5.0, -3.75, -2.5, -1.25]
 
 
 def test_a_fresh_fading_mask_that_trains_no_more_is_the_published_function(sd15):

@@ -104,7 +104,8 @@ class RegionsAdapter(Adapter):
         _check(self._settings, max_regions)
         sites = block_sites(backbone.unet, blocks)
         token_width: int = self._settings["width"]
-        self.variant, self.rasterise, self.text, self.max_regions = variant, rasterise, text, max_regions
+        self.rasterise: Rasterise = rasterise
+        self.variant, self.text, self.max_regions = variant, text, max_regions
         self.text_cut = self.regions_left_out = 0
         self.writer = RegionWriter(
             tokenise=_Tokeniser(backbone),
