@@ -1,4 +1,4 @@
-"""The published recipes of boxes run at tiny size, go on after a stop, and continue one another."""
+"""The published recipes run at tiny size, go on after a stop, and continue one another."""
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ RECIPES = {
     "igligen_sa1b_sd21": ("tiny_sd21", "sa1b"),
     "igligen_sa1b_sdxl_512": ("tiny_sdxl", "sa1b"),
     "igligen_sa1b_sdxl_1024": ("tiny_sdxl", "sa1b"),
+    "rich_context_sdxl_512": ("tiny_sdxl", "coco"),
+    "rich_context_sd15": ("tiny_sd15", "coco"),
 }
 
 
