@@ -81,8 +81,8 @@ class Trainer:
         _at_least("trainer.", self, gradient_clip=0, log_every=1, save_every=1, validate_every=1, max_nonfinite=0)
         if self.micro_batch is not None and self.accumulate != 1:
             raise ValueError(
-                f"trainer.accumulate={self.accumulate}: follows from trainer.micro_batch={self.micro_batch}; leave it out, or set "
-                "trainer.micro_batch=null"
+                f"trainer.accumulate={self.accumulate}: follows from trainer.micro_batch={self.micro_batch}; leave it out, or "
+                "set trainer.micro_batch=null"
             )
 
 
@@ -240,6 +240,7 @@ class Evaluate:
     images: str | None = None  # folder of pictures to score, or "real"; null: generate
     out: str | None = None  # folder of the report; null: inside the run
     checkpoint: str | None = None  # null: the newest of the run
+    refiner: Any = None  # refines what was generated; null: nothing does
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
@@ -257,6 +258,7 @@ class Sample:
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture each
     inpaint: str | None = None  # a picture that is kept outside the scene's boxes
     paste_back: bool = False  # give its pixels back as they were, where decoding would alter them
+    refiner: Any = None  # refines the pictures; null: nothing does
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()

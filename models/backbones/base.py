@@ -46,7 +46,8 @@ class Backbone(nn.Module, ABC):
         size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own.
 
     Raises:
-        ValueError: size ids that are no such numbers or that the denoiser takes none of, a UNet whose text or pooled input does not fit the text encoder(s), or that wants other inputs.
+        ValueError: size ids that are no such numbers or that the denoiser takes none of, a UNet whose text or pooled input does
+            not fit the text encoder(s), or one that wants other inputs.
     """
 
     def __init__(
