@@ -49,7 +49,8 @@ def _fraction(node: str, record: Any, *names: str) -> None:
 class Trainer:
     """Where and for how long a run trains.
 
-    `batch_size` at the root is the global one: a rank takes batch_size / (ranks * accumulate) at once.
+    `batch_size` at the root is the global one: a rank takes batch_size / (ranks * accumulate) at once. Of `accumulate` and
+    `micro_batch` one is given; the other follows.
     """
 
     accelerator: str = "cpu"  # cpu, gpu, auto
@@ -59,6 +60,7 @@ class Trainer:
     precision: str = "32-true"
     max_steps: int = 200  # optimizer steps
     accumulate: int = 1  # micro-batches to an optimizer step
+    micro_batch: int | None = None  # samples that a rank takes at once, whatever the ranks; null: as accumulate says
     gradient_clip: float | None = 1.0  # largest norm of the gradient; null: none
     channels_last: bool = False
     compile: bool = False
@@ -75,8 +77,13 @@ class Trainer:
         _choose("trainer.accelerator", self.accelerator, ("cpu", "gpu", "auto"))
         _choose("trainer.precision", self.precision, PRECISIONS)
         _choose("trainer.matmul", self.matmul, ("highest", "high", "medium"))
-        _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, gradient_clip=0, keep=1)
-        _at_least("trainer.", self, log_every=1, save_every=1, validate_every=1, max_nonfinite=0)
+        _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, micro_batch=1, keep=1)
+        _at_least("trainer.", self, gradient_clip=0, log_every=1, save_every=1, validate_every=1, max_nonfinite=0)
+        if self.micro_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                f"trainer.accumulate={self.accumulate}: follows from trainer.micro_batch={self.micro_batch}; leave it out, or "
+                "set trainer.micro_batch=null"
+            )
 
 
 @dataclass(kw_only=True)
@@ -244,6 +251,7 @@ class Evaluate:
     images: str | None = None  # folder of pictures to score, or "real"; null: generate
     out: str | None = None  # folder of the report; null: inside the run
     checkpoint: str | None = None  # null: the newest of the run
+    refiner: Any = None  # refines what was generated; null: nothing does
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
@@ -267,6 +275,7 @@ class Sample:
     batch_size: int = 8  # of a split: pictures at a time; it changes no number
     picture_format: str = "jpg"  # of a split: jpg, png
     npz: bool = False  # of a split: real and generated pictures as LAION-SG's scripts score them
+    refiner: Any = None  # refines the pictures; null: nothing does
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()

@@ -20,7 +20,9 @@ from scenes import Scene, SceneBatch
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
+    from models.refining import Refiner
 
+NOT_REFINED = "_non_refined"  # behind the name of a picture that was refined, as it was before
 Progress = Callable[[int, int], None]
 
 
@@ -31,6 +33,7 @@ def generate(
     *,
     seed: int,
     batch_size: int,
+    suffix: str = "",
     progress: Progress | None = None,
 ) -> None:
     """Draws every scene that has no whole picture yet, from the averaged weights; `manifest.finish()` is the caller's.
@@ -41,18 +44,47 @@ def generate(
         manifest: where the pictures go.
         seed: of the start latents.
         batch_size: pictures at a time.
+        suffix: of the names by which the manifest has the pictures: the scene's id and this.
         progress: called with (pictures done, pictures to do).
     """
-    missing = set(manifest.missing([scene.id for scene in scenes]))
-    todo = [scene for scene in scenes if scene.id in missing]
+    missing = set(manifest.missing([scene.id + suffix for scene in scenes]))
+    todo = [scene for scene in scenes if scene.id + suffix in missing]
     with module.averaged(), torch.no_grad():
         for start in range(0, len(todo), batch_size):
             batch = SceneBatch(todo[start : start + batch_size], device=module.device)
             pictures = to_uint8(module.sample(batch, seed=seed))
             for scene, picture in zip(batch, pictures, strict=True):
-                manifest.write(scene.id, picture)
+                manifest.write(scene.id + suffix, picture)
             if progress is not None:
                 progress(min(start + batch_size, len(todo)), len(todo))
+
+
+def refine(
+    refiner: Refiner,
+    scenes: Sequence[Scene],
+    manifest: Manifest,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> None:
+    """Refines the pictures that `generate` has made under the suffix `NOT_REFINED`, as far as they have not been.
+
+    `manifest.finish()` is the caller's.
+
+    Args:
+        refiner: makes a picture of a picture.
+        scenes: what the pictures show.
+        manifest: where they are; the refined ones go under the scenes' ids.
+        seed: of the refiner's noise.
+        progress: called with (pictures done, pictures to do).
+    """
+    missing = set(manifest.missing([scene.id for scene in scenes]))
+    todo = [scene for scene in scenes if scene.id in missing]
+    for done, scene in enumerate(todo, start=1):
+        picture = np.asarray(manifest.read(scene.id + NOT_REFINED))
+        manifest.write(scene.id, refiner(picture, scene, seed=seed))
+        if progress is not None:
+            progress(done, len(todo))
 
 
 def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:

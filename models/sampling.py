@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backbones.base import INPAINTS
+from models.backbones.base import INPAINTS, check_size_ids
 from models.conditioning.base import Conditioning
 from models.conditioning.slots import DenoiserInputs
 from models.inpainting import Inpainting
@@ -43,8 +43,8 @@ class Sampler:
         negative_prompt: the caption of the unguided half; None is what the published pipelines do: zero tokens and a zero
             pooled vector where the backbone has one (SDXL), else the encoded "".
         eta: share of DDIM's noise that is drawn anew at each step; 0 is deterministic.
-        size_ids: original height and width, crop top and left, target height and width, in place of each scene's own;
-            for backbones that take them.
+        size_ids: original height and width, crop top and left, target height and width, in place of those that
+            the backbone gives; for backbones that take them.
 
     Raises:
         ValueError: a setting out of its range.
@@ -74,17 +74,12 @@ class Sampler:
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"sampler.{name}: {value} is outside [0, 1]; give a share")
-        if size_ids is not None and (len(size_ids) != 6 or not all(0 <= number < math.inf for number in size_ids)):
-            raise ValueError(
-                f"sampler.size_ids: {list(size_ids)} are not six numbers of pixels; give original height and width, crop top "
-                "and left, target height and width, or null for each scene's own"
-            )
         self.scheduler = scheduler
         self.steps, self.eta = steps, eta
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
         self.grounding_fraction = grounding_fraction
         self.negative_prompt = negative_prompt
-        self.size_ids = size_ids
+        self.size_ids = check_size_ids("sampler", size_ids)
 
     @torch.no_grad()
     def __call__(
@@ -168,10 +163,7 @@ class Sampler:
             )
         if backbone.inpaints and not has_picture:
             raise ValueError(f"inpaint: None, but {INPAINTS}")
-        if self.size_ids is not None and not backbone.has_size_ids:
-            raise ValueError(
-                f"sampler.size_ids: {list(self.size_ids)}, but this backbone takes none; set sampler.size_ids=null"
-            )
+        check_size_ids("sampler", self.size_ids, is_taken=backbone.has_size_ids)
 
     def _schedule(self, backbone: Backbone, generators: list[torch.Generator]) -> tuple[Any, dict[str, Any]]:
         """The scheduler, its steps set, and what its `step` takes beside prediction, time and latents."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
     from models.backbones.base import Backbone
     from models.conditioning.base import Conditioning
+    from models.refining import Refiner
 
 MODULES = "lightning_modules"
 START = ("weights", "init")  # settings of a method that only say where it starts
@@ -129,6 +130,11 @@ def _module_class(cfg: DictConfig) -> type[SceneDiffusion]:
     if len(nodes) == 1 and nodes[0].get("module"):
         return get_class(nodes[0].module)
     return get_class(f"{MODULES}.scene_diffusion.SceneDiffusion")
+
+
+def build_refiner(cfg: DictConfig) -> Refiner | None:
+    """What refines finished pictures; None where the configuration of evaluate or sample names none."""
+    return None if cfg.refiner is None else instantiate(cfg.refiner)
 
 
 def build_data(cfg: DictConfig) -> SceneDataModule:

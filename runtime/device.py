@@ -1,4 +1,4 @@
-"""Where and how exactly a trained run draws: the torch device and the precision that its trainer settings name.
+"""What trainer settings mean on this machine: the device and precision that a trained run draws with, the ranks it trains on.
 
 Training is placed by Lightning. Start latents are drawn on the CPU whatever the device, so pictures differ between devices
 by rounding alone.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from runtime.run_directory import RunError
 
@@ -47,6 +47,53 @@ def device_of(trainer: DictConfig) -> torch.device:
             f"trainer.devices={trainer.devices}: torch finds {count} GPUs here; name one from 0 to {count - 1}"
         )
     return torch.device("cuda", index)
+
+
+def world_size(trainer: DictConfig) -> int:
+    """Processes that would train together here, told before there is a trainer, as Lightning counts them.
+
+    Args:
+        trainer: `accelerator`, `devices` (a number, a list of indices, or "auto"), `num_nodes`.
+
+    Returns:
+        Devices of this machine times the number of machines.
+
+    Raises:
+        RunError: a GPU is asked for that is not there.
+    """
+    from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
+
+    kind = CPUAccelerator if device_of(trainer).type == "cpu" else CUDAAccelerator
+    asked = OmegaConf.to_container(trainer).get("devices")
+    devices = kind.auto_device_count() if asked == "auto" else kind.parse_devices(asked)
+    return trainer.num_nodes * (devices if isinstance(devices, int) else len(devices))
+
+
+def accumulation(batch_size: int, trainer: DictConfig) -> int:
+    """Micro-batches to an optimizer step.
+
+    Args:
+        batch_size: the global one.
+        trainer: `accumulate`, or in its place `micro_batch`, and what `world_size` reads.
+
+    Returns:
+        `accumulate` as given, or what makes `micro_batch` samples a rank at once into the global batch.
+
+    Raises:
+        RunError: the batch does not divide so.
+    """
+    if trainer.get("micro_batch") is None:
+        return trainer.accumulate
+    ranks, micro = world_size(trainer), trainer.micro_batch
+    if batch_size % (ranks * micro):
+        rank_share = batch_size // ranks if batch_size % ranks == 0 else 0
+        fitting = [size for size in range(1, rank_share + 1) if rank_share % size == 0 and size <= micro]
+        way = f"trainer.micro_batch={fitting[-1]}" if fitting else "another number of devices"
+        raise RunError(
+            f"trainer.micro_batch={micro}: batch_size={batch_size} (the global one) does not divide by ranks={ranks} x "
+            f"{micro} samples at once; take {way}, or another batch_size"
+        )
+    return batch_size // (ranks * micro)
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.shards import ShardSet, has_shards
-from evaluation.generation import generate, read_folder
+from evaluation.generation import NOT_REFINED, generate, read_folder, refine
 from evaluation.manifest import Manifest
 from evaluation.report import PictureRow, choose, write_metrics, write_report
 from evaluation.wording import SCORED
 from loggers.metrics_csv import read_metrics
 from metrics.base import Metric, SceneMetric
-from runtime.build import build_module
+from runtime.build import build_module, build_refiner
 from runtime.device import MIXED, device_of, placed
 from runtime.run_directory import RunDirectory, RunError
 from scenes import Scene
@@ -118,18 +118,20 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
         "checkpoint": checkpoint.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+    refiner = build_refiner(cfg)
     arms = {"with_scene": scenes}
     if module.conditioning.adapters:
         arms["without_scene"] = [scene.without_layout() for scene in scenes]
     pictures: Arms = {}
     for arm, asked in arms.items():
-        settings = picture_settings(run_cfg, weights=about["weights_sha256"], seed=cfg.protocol.seed, arm=arm)
+        settings = picture_settings(cfg, run_cfg, weights=about["weights_sha256"], seed=cfg.protocol.seed, arm=arm)
         manifest = Manifest(out / arm, settings)
         with (
             placed(module, run_cfg.trainer),
             tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar,
         ):
-            done = len(asked) - len(manifest.missing([scene.id for scene in asked]))
+            suffix = "" if refiner is None else NOT_REFINED
+            done = len(asked) - len(manifest.missing([scene.id + suffix for scene in asked]))
             bar.update(done)
             generate(
                 module,
@@ -137,22 +139,37 @@ def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], ou
                 manifest,
                 seed=cfg.protocol.seed,
                 batch_size=cfg.protocol.batch_size,
+                suffix=suffix,
                 progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
             )
+        if refiner is not None:
+            with tqdm(total=len(asked), desc=f"refining {arm}", unit="picture", dynamic_ncols=True) as bar:
+                bar.update(len(asked) - len(manifest.missing([scene.id for scene in asked])))
+                refine(
+                    refiner.to(device),
+                    asked,
+                    manifest,
+                    seed=cfg.protocol.seed,
+                    progress=lambda *_, bar=bar: bar.update(),
+                )
         manifest.finish()
         pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
     return pictures, about
 
 
-def picture_settings(run_cfg: DictConfig, *, weights: str, seed: int, arm: str) -> dict[str, Any]:
-    """All that decides what a picture of a scene looks like, as its manifest keeps it."""
+def picture_settings(cfg: DictConfig, run_cfg: DictConfig, *, weights: str, seed: int, arm: str) -> dict[str, Any]:
+    """All that decides what a picture of a scene looks like, as its manifest keeps it; the refiner is the command's."""
     settings = {
         "weights": weights,
         "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
         "seed": seed,
         "arm": arm,
     }
-    return settings | ({"precision": run_cfg.trainer.precision} if run_cfg.trainer.precision in MIXED else {})
+    if run_cfg.trainer.precision in MIXED:
+        settings["precision"] = run_cfg.trainer.precision
+    if cfg.refiner is not None:
+        settings["refiner"] = OmegaConf.to_container(cfg.refiner, resolve=True)
+    return settings
 
 
 def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
@@ -160,6 +177,8 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
     out = Path(cfg.out or Path(cfg.run) / "evaluation" / cfg.protocol.name)
     scenes, true = held_out(cfg.protocol)
     metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
+    if cfg.images is not None and cfg.refiner is not None:
+        raise ValueError(f"refiner: images={cfg.images} are scored as they are; leave the refiner out")
     if cfg.images is None:
         arms, about = generated_arms(cfg, run_cfg, scenes, out)
     else:
@@ -230,6 +249,7 @@ def protocol_of(cfg: DictConfig, run_cfg: DictConfig, *, scenes: int) -> dict[st
         "seeds": [cfg.protocol.seed],
         "filters": list(cfg.protocol.get("filters", ())),
         "images": cfg.images,
+        "refiner": None if cfg.refiner is None else OmegaConf.to_container(cfg.refiner, resolve=True),
     }
 
 

@@ -36,6 +36,7 @@ CHANGEABLE = (
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.accumulate",
+    "trainer.micro_batch",
     "trainer.compile",
     "trainer.channels_last",
     "trainer.max_steps",

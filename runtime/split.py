@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from datamodules.shards import ShardSet
 from datamodules.transforms import SceneTransform
-from evaluation.generation import generate
+from evaluation.generation import NOT_REFINED, generate, refine
 from evaluation.manifest import Manifest
 from evaluation.pairs import Pairs
+from runtime.build import build_refiner
 from runtime.device import device_of, placed
 from runtime.evaluation import load_module, picture_settings, weights_hash
 from runtime.ranks import Ranks, ranks_of
@@ -30,6 +31,7 @@ from scenes.forms import read_scenes
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
+    from models.refining import Refiner
 
 _OF_SAMPLES = ("flip", "seed", "caption", "resolution")  # of a transform: what is training's, or the backbone's to say
 
@@ -58,10 +60,11 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
         raise ValueError(f"npz=true: {split} has no pictures to set beside; give shards with pictures, or npz=false")
     stored = read_scenes(split) if shards is None else [shards.scene(number) for number in range(len(shards))]
     stored = stored[: cfg.limit]
+    refiner = build_refiner(cfg)
     module, _ = load_module(run_cfg, None)
     transform = _transform(run_cfg, module)
     scenes = [transform.scene(scene) for scene in stored]
-    settings = picture_settings(run_cfg, weights=weights_hash(module), seed=cfg.seeds[0], arm="with_scene")
+    settings = picture_settings(cfg, run_cfg, weights=weights_hash(module), seed=cfg.seeds[0], arm="with_scene")
     manifest = Manifest(
         cfg.out,
         {**settings, "picture_format": cfg.picture_format},
@@ -72,7 +75,7 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
     ids = [scene.id for scene in scenes]
     manifest.check_ids(ids)
     pairs = Pairs(cfg.out, rank=ranks.rank, ranks=ranks.count, scenes=len(scenes)) if cfg.npz else None
-    made = _draw(cfg, run_cfg, module, ranks.share(scenes), manifest, ranks)
+    made = _draw(cfg, run_cfg, module, refiner, ranks.share(scenes), manifest, ranks)
     if pairs is not None and shards is not None:
         _write_pairs(pairs, ranks.share(range(len(scenes))), shards, transform, manifest)
     missing = len(manifest.missing(ids))
@@ -101,6 +104,7 @@ def _draw(
     cfg: DictConfig,
     run_cfg: DictConfig,
     module: SceneDiffusion,
+    refiner: Refiner | None,
     scenes: Sequence[Scene],
     manifest: Manifest,
     ranks: Ranks,
@@ -117,8 +121,11 @@ def _draw(
             manifest,
             seed=cfg.seeds[0],
             batch_size=cfg.batch_size,
+            suffix="" if refiner is None else NOT_REFINED,
             progress=lambda done, _total: bar.update(len(scenes) - todo + done - bar.n),
         )
+    if refiner is not None:
+        refine(refiner.to(device_of(run_cfg.trainer)), scenes, manifest, seed=cfg.seeds[0])
     return todo
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from callbacks.start import StartFrom
 from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
+from runtime.device import accumulation
 from runtime.run_directory import Attempt, RunDirectory, RunError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     """
     if cfg.start_from is not None:
         checkpoint_of(cfg.start_from)  # refused before anything is made
+    cfg = cfg.copy()
+    cfg.trainer.accumulate = accumulation(cfg.batch_size, cfg.trainer)  # data.accumulate is made of it
     data = build_data(cfg)
     data.prepare_data()
     data.setup("fit")

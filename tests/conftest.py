@@ -4,9 +4,13 @@ import functools
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from datamodules.shards import write_shards
 from datamodules.sources.shapes import Shapes
+from models.backbones.tiny import WORDS
+from models.text import word_tokenizer
 from runtime.build import build_backbone
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
@@ -103,3 +107,56 @@ def short_run(short, fit, tmp_path_factory):
     """(configuration, module) of a finished short run with every callback; to be read, not changed."""
     cfg = short(tmp_path_factory.mktemp("runs") / "short")
     return cfg, fit(cfg)
+
+
+@pytest.fixture(scope="session")
+def tiny_refiner(tmp_path_factory):
+    """A folder with SDXL's refiner at tiny widths and random weights: one text encoder, an aesthetic score among its size ids."""
+    folder = tmp_path_factory.mktemp("refiner")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        words = word_tokenizer(WORDS, max_length=77)
+        text = CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=20,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=20,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16, 24, 24),
+            norm_num_groups=4,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 2, 3, 3),
+            cross_attention_dim=20,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=20 + 5 * 4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 12, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            vae=vae,
+            text_encoder=None,
+            text_encoder_2=CLIPTextModelWithProjection(text),
+            tokenizer=None,
+            tokenizer_2=words,
+            unet=unet,
+            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder

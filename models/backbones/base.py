@@ -8,6 +8,7 @@ Legend: B pictures, H W pixels, C latent channels, h w latent cells (H / latent_
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,11 @@ class Backbone(nn.Module, ABC):
         scheduler_config: config of a diffusers noise scheduler, as published with the weights.
         latent_scale: pixels per latent cell.
         resolution: side in pixels that the weights were trained at.
+        size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own.
 
     Raises:
-        ValueError: a UNet whose text or pooled input does not fit the text encoder(s), or that wants other inputs.
+        ValueError: size ids that are no such numbers or that the denoiser takes none of, a UNet whose text or pooled input does
+            not fit the text encoder(s), or one that wants other inputs.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Backbone(nn.Module, ABC):
         scheduler_config: dict[str, Any],
         latent_scale: int,
         resolution: int,
+        size_ids: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         _check_fit(unet, text)
@@ -65,6 +69,7 @@ class Backbone(nn.Module, ABC):
         self.latent_channels: int = config_of(unet).out_channels
         self.latent_scale = latent_scale
         self.resolution = resolution
+        self._size_ids = check_size_ids("backbone", size_ids, is_taken=self.has_size_ids)
 
     def freeze(self) -> None:
         """Stops all gradients and puts every part in evaluation mode."""
@@ -236,7 +241,7 @@ class Backbone(nn.Module, ABC):
         The crop's corner is counted, as in SDXL's training, in pixels of the resized picture, before it is cropped.
 
         Args:
-            scenes: B scenes with frames.
+            scenes: B scenes with frames; where the backbone was built with size ids, they are every scene's.
             size: (height, width) px to assume, uncropped, for scenes without a frame, as in sampling.
 
         Returns:
@@ -247,6 +252,8 @@ class Backbone(nn.Module, ABC):
         """
         if not self.has_size_ids:
             return None
+        if self._size_ids is not None:
+            return torch.tensor([self._size_ids] * len(scenes), dtype=torch.float32, device=self.device).reshape(-1, 6)
         rows = []
         for scene in scenes.scenes:
             if scene.frame is None:
@@ -261,6 +268,34 @@ class Backbone(nn.Module, ABC):
             corner = (round(top * target[0] / height), round(left * target[1] / width))
             rows.append((*scene.frame.original, *corner, *target))
         return torch.tensor(rows, dtype=torch.float32, device=self.device).reshape(-1, 6)
+
+
+def check_size_ids(setting: str, size_ids: Sequence[float] | None, *, is_taken: bool = True) -> list[float] | None:
+    """Size ids that stand in for a scene's own, checked.
+
+    Args:
+        setting: the node that they are set in, for the message.
+        size_ids: six numbers of pixels; None for each scene's own.
+        is_taken: whether the denoiser takes any.
+
+    Returns:
+        They as a list.
+
+    Raises:
+        ValueError: not six numbers from 0 up, or for a denoiser that takes none.
+    """
+    if size_ids is None:
+        return None
+    if not is_taken:
+        raise ValueError(
+            f"{setting}.size_ids: {list(size_ids)}, but this backbone takes none; set {setting}.size_ids=null"
+        )
+    if len(size_ids) != 6 or not all(0 <= number < math.inf for number in size_ids):
+        raise ValueError(
+            f"{setting}.size_ids: {list(size_ids)} are not six numbers of pixels; give original height and width, crop top and "
+            "left, target height and width, or null for each scene's own"
+        )
+    return list(size_ids)
 
 
 def _check_fit(unet: UNet2DConditionModel, text: TextTowers) -> None:

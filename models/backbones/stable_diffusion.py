@@ -63,6 +63,7 @@ class StableDiffusion(Backbone):
         scheduler_config: Mapping[str, Any],
         resolution: int | None = None,
         phrase_cache: int = 0,
+        size_ids: Sequence[float] | None = None,
     ) -> None:
         latent_channels = config_of(vae).latent_channels
         for side, allowed in (("out", [latent_channels]), ("in", [latent_channels, 2 * latent_channels + 1])):
@@ -85,6 +86,7 @@ class StableDiffusion(Backbone):
             scheduler_config=dict(scheduler_config),
             latent_scale=latent_scale,
             resolution=resolution or config_of(unet).sample_size * latent_scale,
+            size_ids=size_ids,
         )
         self.vae = vae.float()
         self.freeze()
@@ -100,6 +102,7 @@ class StableDiffusion(Backbone):
         resolution: int | None = None,
         vae: str | Path | None = None,
         phrase_cache: int = 0,
+        size_ids: Sequence[float] | None = None,
     ) -> StableDiffusion:
         """Opens published weights: a folder in diffusers' layout, or the name of a model on the hub.
 
@@ -113,6 +116,7 @@ class StableDiffusion(Backbone):
             resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
             vae: folder or hub name of another autoencoder.
             phrase_cache: tokens of phrases whose features are kept (`TextTowers`).
+            size_ids: as in `Backbone`.
 
         Returns:
             The backbone on the CPU, frozen; its autoencoder is in float32 whatever the `dtype`.
@@ -146,6 +150,7 @@ class StableDiffusion(Backbone):
             scheduler_config=scheduler_config,
             resolution=resolution,
             phrase_cache=phrase_cache,
+            size_ids=size_ids,
         )
 
     @classmethod
@@ -157,6 +162,7 @@ class StableDiffusion(Backbone):
         seed: int = 0,
         dtype: str = "float32",
         resolution: int | None = None,
+        size_ids: Sequence[float] | None = None,
     ) -> StableDiffusion:
         """Builds the structure without weights, for plans and benchmarks.
 
@@ -168,6 +174,7 @@ class StableDiffusion(Backbone):
             seed: seed of the random weights.
             dtype: "float32", "bfloat16" or "float16", of the denoiser and the text encoders.
             resolution: as in `from_folder`.
+            size_ids: as in `Backbone`.
 
         Returns:
             The backbone on `device`, frozen, with text towers that read bytes.
@@ -201,6 +208,7 @@ class StableDiffusion(Backbone):
             towers=towers,
             scheduler_config=_read(folder / "scheduler" / "scheduler_config.json"),
             resolution=resolution,
+            size_ids=size_ids,
         )
 
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
@@ -256,7 +264,7 @@ def stable_diffusion(
     """
     if not skeleton:
         return StableDiffusion.from_folder(path, **settings)
-    kept = {key: settings[key] for key in ("dtype", "resolution") if key in settings}
+    kept = {key: settings[key] for key in ("dtype", "resolution", "size_ids") if key in settings}
     own = Path(path)
     return StableDiffusion.from_configs(own if (own / "unet" / "config.json").is_file() else components, **kept)
 

@@ -7,6 +7,7 @@ the real code. Widths differ on every axis, so that no two can be mixed up unnot
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,12 @@ def make_tiny(kind: str, folder: str | Path, *, seed: int = 0) -> None:
 
 
 def tiny_backbone(
-    kind: str, *, folder: str | Path | None = None, seed: int = 0, resolution: int | None = None
+    kind: str,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    resolution: int | None = None,
+    size_ids: Sequence[float] | None = None,
 ) -> StableDiffusion:
     """A tiny model, opened by the real loader.
 
@@ -99,6 +105,7 @@ def tiny_backbone(
         folder: opened if it is there, else made; None takes a temporary one that is removed at once.
         seed: of the weights, where they are made.
         resolution: side in pixels to work at; by default 64.
+        size_ids: as in `Backbone`.
 
     Returns:
         The backbone with random weights, frozen, in float32 on the CPU.
@@ -106,7 +113,7 @@ def tiny_backbone(
     if folder is not None:
         if not Path(folder).exists():
             make_tiny(kind, folder, seed=seed)
-        return StableDiffusion.from_folder(folder, resolution=resolution)
+        return StableDiffusion.from_folder(folder, resolution=resolution, size_ids=size_ids)
     with tempfile.TemporaryDirectory(prefix="tiny_") as temporary:
         make_tiny(kind, temporary, seed=seed)
-        return StableDiffusion.from_folder(temporary, resolution=resolution)
+        return StableDiffusion.from_folder(temporary, resolution=resolution, size_ids=size_ids)

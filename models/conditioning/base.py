@@ -91,6 +91,13 @@ class Adapter(nn.Module, ABC):
     def begin_step(self, step: int) -> None:
         """Called before each training step with the number of steps taken, for methods that change on the way."""
 
+    def layer_modules(self) -> dict[str, nn.Module]:
+        """Path of a linear layer of the UNet -> module whose output is added to the layer's own; empty for most methods.
+
+        They act whatever the scene, also where a sampler leaves the scene out: they are part of the denoiser.
+        """
+        return {}
+
     def gates(self) -> dict[str, float]:
         """Figures that tell whether the method has begun to act, for the log."""
         return {}
@@ -168,8 +175,12 @@ class Conditioning(nn.Module):
         return frozenset().union(*(adapter.requires for adapter in self.named.values()))
 
     def attach(self, unet: UNet2DConditionModel) -> None:
-        """Puts the adapters' modules into the slots of the UNet."""
-        attach(unet, {name: adapter.slot_modules() for name, adapter in self.named.items()})
+        """Puts the adapters' modules into the slots of the UNet and beside its layers."""
+        attach(
+            unet,
+            {name: adapter.slot_modules() for name, adapter in self.named.items()},
+            {name: adapter.layer_modules() for name, adapter in self.named.items()},
+        )
 
     def begin_step(self, step: int) -> None:
         """Tells every adapter how many training steps were taken."""

@@ -2,8 +2,9 @@
 
 `BasicTransformerBlock` calls `self.fuser(hidden, objs)` between self- and cross-attention whenever a `gligen` payload is
 given, and the UNet passes that payload through `self.position_net` first; neither asks what the attribute is. So a plain
-callable is set there: the UNet *borrows* it, PyTorch does not register it, its keys stay the pretrained ones. What the
-modules compute lives with the adapters.
+callable is set there: the UNet *borrows* it, PyTorch does not register it, its keys stay the pretrained ones. The linear layers
+of its attention are borrowed in the same spirit: a hook adds what an adapter's module makes of a layer's input. What the modules
+compute lives with the adapters.
 
 Legend: B pictures, L image tokens of a block (its height x width), C width of the block, T prompt tokens, P pooled width.
 """
@@ -82,6 +83,21 @@ def _payloads(**payloads: Any) -> dict[str, Any]:
     return payloads
 
 
+class Beside:
+    """What a linear layer calls after itself: adds what an adapter's module makes of the layer's own input.
+
+    Args:
+        module: called as module(hidden (..., in)) -> (..., out).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, _layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The layer's output (..., out) with the module's added."""
+        return output + self.module(given[0]).to(output.dtype)
+
+
 def block_sites(unet: UNet2DConditionModel, blocks: Iterable[str] | str = "all") -> list[BlockSite]:
     """The transformer blocks of a UNet, in the order in which they run.
 
@@ -126,17 +142,50 @@ def _site(unet: UNet2DConditionModel, path: str, block: BasicTransformerBlock) -
     )
 
 
-def attach(unet: UNet2DConditionModel, modules: Mapping[str, Mapping[str, nn.Module]]) -> None:
-    """Puts adapters' modules into the slots of a UNet; checks first, then sets.
+def attention_layers(unet: UNet2DConditionModel, blocks: Iterable[str] | str = "all") -> dict[str, tuple[int, int]]:
+    """The linear layers of a UNet's own attention, self and cross: queries, keys, values and output.
+
+    Args:
+        unet: as in `block_sites`.
+        blocks: as in `block_sites`.
+
+    Returns:
+        Path of a layer -> its widths (in, out), in the order in which they run.
+    """
+    layers = {}
+    for site in block_sites(unet, blocks):
+        for attention in ("attn1", "attn2"):
+            for name in ("to_q", "to_k", "to_v", "to_out.0"):
+                path = f"{site.path}.{attention}.{name}"
+                layer = cast(nn.Linear, unet.get_submodule(path))
+                layers[path] = layer.in_features, layer.out_features
+    return layers
+
+
+def attach(
+    unet: UNet2DConditionModel,
+    modules: Mapping[str, Mapping[str, nn.Module]],
+    beside: Mapping[str, Mapping[str, nn.Module]] | None = None,
+) -> None:
+    """Puts adapters' modules into the slots of a UNet and beside its layers; checks first, then sets.
 
     Args:
         unet: a UNet with free slots.
         modules: adapter name -> block path -> module, called as module(hidden (B, L, C), payload) -> (B, L, C).
+        beside: adapter name -> path of a linear layer -> module, called as module(hidden (..., in)) -> (..., out) whenever
+            the layer is, also where there is no payload.
 
     Raises:
         ValueError: a slot that is taken (a UNet built with attention_type="gated", or one attached before), or a path
-            that is no transformer block.
+            that is no transformer block or no linear layer.
     """
+    linear = {path: m for path, m in unet.named_modules() if isinstance(m, nn.Linear)}
+    for name, at in (beside or {}).items():
+        for path in at:
+            if path not in linear:
+                raise ValueError(
+                    f"{name}: {path} is no linear layer of this UNet; take paths from attention_layers(unet)"
+                )
     blocks = {path: m for path, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
     for name, at in modules.items():
         for path in at:
@@ -156,6 +205,9 @@ def attach(unet: UNet2DConditionModel, modules: Mapping[str, Mapping[str, nn.Mod
         block,
     ) in blocks.items():  # every block calls its fuser once payloads are given, so each gets one
         cast(Any, block).fuser = Slot({name: at[path] for name, at in modules.items() if path in at})
+    for at in (beside or {}).values():
+        for path, module in at.items():
+            linear[path].register_forward_hook(Beside(module))
 
 
 def detach(unet: UNet2DConditionModel) -> None:
@@ -165,3 +217,5 @@ def detach(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock) and isinstance(module.__dict__.get("fuser"), Slot):
             del module.fuser
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, Beside)]:
+            del module._forward_hooks[key]

@@ -79,15 +79,23 @@ def start_latents(seed: int, scene_ids: Iterable[str], shape: Sequence[int]) -> 
     return torch.from_numpy(np.stack(rows))
 
 
-def noise_generators(seed: int, scene_ids: Iterable[str]) -> list[torch.Generator]:
-    """B generators on the CPU for the noise of a picture's steps, a function of (seed, scene id) each.
+def noise_generators(seed: int, scene_ids: Iterable[str], *, stream: int = 1) -> list[torch.Generator]:
+    """B generators on the CPU for the noise of a picture's steps, a function of (seed, scene id, stream) each.
 
     They share nothing with the start latents. PyTorch keeps 32 bits of a seed: in 10 000 pictures two may share step noise.
+
+    Args:
+        seed: of the pictures.
+        scene_ids: B ids.
+        stream: from 1 up, for whoever draws more than once for a picture.
+
+    Returns:
+        The generators, in the order of the ids.
     """
     generators = []
     for scene_id in scene_ids:
-        stream = np.random.Generator(_stream(seed, _key(scene_id)).jumped())
-        generators.append(torch.Generator().manual_seed(int(stream.integers(2**32))))
+        numbers = np.random.Generator(_stream(seed, _key(scene_id)).jumped(stream))
+        generators.append(torch.Generator().manual_seed(int(numbers.integers(2**32))))
     return generators
 
 

@@ -35,6 +35,8 @@ def test_defaults_are_right() -> None:
         (Trainer, {"precision": "bf16"}, "trainer.precision=bf16: no such choice"),
         (Trainer, {"max_steps": 0}, "trainer.max_steps=0: must be at least 1"),
         (Trainer, {"gradient_clip": -1.0}, "trainer.gradient_clip=-1.0: must be at least 0"),
+        (Trainer, {"micro_batch": 0}, "trainer.micro_batch=0: must be at least 1"),
+        (Trainer, {"micro_batch": 2, "accumulate": 4}, "trainer.accumulate=4: follows from trainer.micro_batch=2"),
         (Optimizer, {"schedule": "cosin"}, "did you mean cosine?"),
         (Optimizer, {"betas": [0.9]}, "optimizer.betas=[0.9]: must be two numbers"),
         (Ema, {"decay": 1.5}, "ema.decay=1.5"),

@@ -1,13 +1,16 @@
 """Where a run draws: the device and the precision of its trainer settings, through evaluation and drawing themselves."""
 
+import re
+
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 from runtime.composition import compose
-from runtime.device import device_of, placed
+from runtime.device import accumulation, device_of, placed, world_size
 from runtime.drawing import draw
 from runtime.evaluation import evaluate, load_module
 from runtime.run_directory import RunError, load_run_config
@@ -84,3 +87,38 @@ def test_on_a_gpu_everything_is_there_and_pictures_differ_by_rounding(settings, 
 def test_another_accelerator_is_refused():
     with pytest.raises(RunError, match="trainer.accelerator=tpu: no such choice"):
         device_of(OmegaConf.create({"accelerator": "tpu", "devices": 1}))
+
+
+def trainer_of(**settings):
+    return OmegaConf.create({"accelerator": "cpu", "devices": 1, "num_nodes": 1, "accumulate": 1} | settings)
+
+
+@pytest.mark.parametrize("devices", [1, 3, "2", "auto"])
+def test_ranks_are_counted_as_lightning_counts_them(devices):
+    trainer = pl.Trainer(accelerator="cpu", devices=devices, logger=False, enable_progress_bar=False)
+    assert world_size(trainer_of(devices=devices)) == trainer.num_devices
+    assert world_size(trainer_of(devices=devices, num_nodes=4)) == 4 * trainer.num_devices
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 128), (4, 32), (8, 16), (128, 1)])
+def test_the_global_batch_is_the_same_on_any_number_of_devices(devices, accumulate):
+    assert accumulation(256, trainer_of(devices=devices, micro_batch=2)) == accumulate
+    assert accumulation(256, trainer_of(devices=devices, micro_batch=None, accumulate=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "micro", "way"),
+    [
+        (256, 3, 2, "take another number of devices, or another batch_size"),
+        (2, 1, 4, "take trainer.micro_batch=2, or another"),
+        (12, 2, 4, "take trainer.micro_batch=3, or another"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_a_way_out(batch_size, devices, micro, way):
+    message = (
+        f"trainer.micro_batch={micro}: batch_size={batch_size} (the global one) does not divide by ranks={devices} x"
+    )
+    with pytest.raises(RunError, match=re.escape(message)) as caught:
+        accumulation(batch_size, trainer_of(devices=devices, micro_batch=micro))
+    assert way in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -75,3 +75,19 @@ def test_what_is_no_picture_is_refused_in_one_line(sheet, tmp_path):
         with pytest.raises(ValueError, match=f"^inpaint: .*{name} is no picture that can be read") as caught:
             sheet(f"inpaint={tmp_path / name}")
         assert "\n" not in str(caught.value)
+
+
+def test_the_sheet_before_the_refiner_stays_beside(sheet, tiny_refiner, tmp_path):
+    plain = sheet()
+    small = ("refiner=sdxl", f"refiner.path={tiny_refiner}", "refiner.dtype=float32", "refiner.steps=4")
+    refined = sheet(*small)
+    with Image.open(tmp_path / "sheet_non_refined.png") as before:
+        assert np.array_equal(np.asarray(before.convert("RGB")), plain)
+    assert refined.shape == plain.shape
+    columns = [np.array_split(picture, 4, axis=1) for picture in (refined, plain)]
+    assert [bool((one != other).any()) for one, other in zip(*columns, strict=True)] == [False, True, True, True]
+
+
+def test_a_refiner_would_repaint_what_is_kept(sheet):
+    with pytest.raises(ValueError, match="^refiner: it paints the whole of a picture, and inpaint=p.png keeps a part"):
+        sheet("refiner=sdxl", "inpaint=p.png")

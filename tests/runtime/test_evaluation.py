@@ -1,6 +1,7 @@
 """An evaluation over a real short run: which arms there are, and what they are called."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -54,3 +55,37 @@ def test_the_bench_of_scene_graphs_takes_all_of_its_shards_and_no_metric(evaluat
     assert kept["protocol"]["filters"] == ["more than 4 relations"]
     assert kept["values"] == {"real": {}, "ceiling": {}, "floor": {}}
     assert "compsg_bench" in report
+
+
+def pictures(out, arm, suffix=""):
+    ids = json.loads((out / arm / "manifest.json").read_text())["pictures"]
+    return {name: (out / arm / "pictures" / f"{name}.png").read_bytes() for name in ids if name.endswith(suffix)}
+
+
+def test_refined_pictures_lie_beside_those_before_and_are_made_of_them_alone(evaluated, tiny_refiner, tmp_path):
+    small = ("refiner=sdxl", f"refiner.path={tiny_refiner}", "refiner.dtype=float32", "refiner.steps=4")
+    shown = f"out={tmp_path}"
+    evaluated(shown)
+    plain = pictures(tmp_path, "with_scene")
+    for arm in ("with_scene", "without_scene"):
+        shutil.rmtree(tmp_path / arm)
+    kept, report = evaluated(shown, *small)
+    both = pictures(tmp_path, "with_scene")
+    assert {name: both[f"{name}_non_refined"] for name in plain} == plain
+    assert all(both[name] != plain[name] for name in plain)
+    assert len(both) == 2 * len(plain)
+    assert kept["protocol"]["refiner"]["strength"] == 0.3
+    assert "refiner" in report
+    for name in list(plain)[1:]:
+        (tmp_path / "with_scene" / "pictures" / f"{name}.png").unlink()
+    evaluated(
+        shown, *small, "protocol.batch_size=1"
+    )  # what is missing is made again from the picture before, by itself
+    assert pictures(tmp_path, "with_scene") == both
+    with pytest.raises(ValueError, match="were made with"):
+        evaluated(shown, *small, "refiner.strength=0.5")
+
+
+def test_given_pictures_are_not_refined(evaluated, tmp_path):
+    with pytest.raises(ValueError, match="^refiner: images=real are scored as they are"):
+        evaluated("images=real", "refiner=sdxl", f"out={tmp_path}")

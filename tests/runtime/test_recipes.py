@@ -15,7 +15,11 @@ RECIPES = {
     "igligen_sa1b_sdxl_1024": ("tiny_sdxl", "sa1b"),
     "sdxl_sg_laion_sg": ("tiny_sdxl", "laion_sg"),
     "sd15_sg_laion_sg": ("tiny_sd15", "laion_sg"),
+    "rich_context_sdxl_512": ("tiny_sdxl", "coco"),
+    "rich_context_sd15": ("tiny_sd15", "coco"),
 }
+
+BATCH = {"rich_context_sdxl_512": 4, "rich_context_sd15": 8}  # two micro-batches of what they take at once
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,9 @@ def recipe(shards):
 
     def composed(name, run, *overrides):
         backbone, data = RECIPES[name]
+        batch = BATCH.get(name, 2)
         small = (
-            "batch_size=2",
+            f"batch_size={batch}",
             "trainer.accumulate=1",
             "trainer.max_steps=2",
             "trainer.save_every=1",
@@ -69,7 +74,8 @@ def last(run):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_stopped_recipe_ends_as_an_unbroken_one(name, recipe, fit, tmp_path):
-    fit(recipe(name, tmp_path / "whole"))
+    trainer = fit(recipe(name, tmp_path / "whole")).trainer
+    assert trainer.accumulate_grad_batches == trainer.datamodule.accumulate == (2 if name in BATCH else 1)
     fit(recipe(name, tmp_path / "stopped"))
     (tmp_path / "stopped" / "checkpoints" / "step=2.ckpt").unlink()
     (tmp_path / "stopped" / "finished.json").unlink()

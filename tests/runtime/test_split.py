@@ -140,3 +140,17 @@ def test_scenes_that_would_share_a_picture_are_refused(drawn, laion, tmp_path):
     twice.write_text(json.dumps([entry("1"), entry("2"), entry("1")]))
     with pytest.raises(ValueError, match="scene id '1' is asked for twice"):
         drawn(tmp_path / "out", split=twice, rank=1, ranks=2)
+
+
+def test_pictures_of_a_split_are_refined_where_asked_and_lie_beside_those_before(drawn, tiny_refiner, tmp_path):
+    small = ("limit=2", "picture_format=png")
+    drawn(tmp_path / "plain", *small)
+    refined = ("refiner=sdxl", f"refiner.path={tiny_refiner}", "refiner.dtype=float32", "refiner.steps=4")
+    drawn(tmp_path / "out", *small, *refined)
+    plain, out = files(tmp_path / "plain"), files(tmp_path / "out")
+    for name, picture in plain.items():
+        assert out[name.replace(".png", "_non_refined.png")] == picture
+        assert out[name] != picture
+    assert len(out) == 2 * len(plain)
+    with pytest.raises(ValueError, match="were made with"):
+        drawn(tmp_path / "out", *small)
