@@ -108,7 +108,7 @@ def _optimizer(node: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
             f"optimizer._target_: {target} cannot be imported; install {target.partition('.')[0]}, or take optimizer=adamw"
         ) from error
     settings = {key: value for key, value in node.items() if value is not None}
-    decay_vectors = settings.pop("decay_vectors")
+    decay_vectors = settings.pop("decay_vectors", True)  # a run from before has none
     build = functools.partial(optimizer, lr=settings.pop("learning_rate"), **settings)
     return build if decay_vectors else lambda parameters: build(_groups(parameters))
 

@@ -10,6 +10,7 @@ from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import COMPONENTS
 from models.conditioning.base import Conditioning
 from runtime.build import build_module
+from runtime.build import build_module
 from runtime.composition import CONF, compose
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -59,6 +60,14 @@ def test_a_run_shorter_than_the_logging_interval_logs_its_last_step_without_a_wa
         )
     )
     assert [step for step, name, _ in read_metrics(tmp_path / "metrics.csv") if name == "train/loss"] == [2]
+
+
+def test_a_run_from_before_a_setting_was_there_still_opens(short, tmp_path):
+    content = OmegaConf.to_container(short(tmp_path), resolve=True)
+    for group, key in (("optimizer", "decay_vectors"), ("drops", "methods"), ("trainer", "micro_batch")):
+        del content[group][key]
+    del content["module"]
+    build_module(OmegaConf.create(content))
 
 
 def scheduler_of(node):
