@@ -66,7 +66,7 @@ class _Row:
 
 
 def pack(strings: Sequence[Sequence[int]], *, length: int) -> Packing:
-    """Lays strings into few rows, the longest first, each into the first row with room for what is new of it.
+    """Lays strings into few rows, the longest first, each where most of its beginning lies of the rows with room for the rest.
 
     Args:
         strings: token ids of M strings, none longer than `length`.
@@ -75,14 +75,14 @@ def pack(strings: Sequence[Sequence[int]], *, length: int) -> Packing:
     Returns:
         The layout, on the CPU; T is the length of the fullest row.
     """
-    rows: list[_Row] = []
-    paths: dict[int, tuple[int, list[int]]] = {}
-    for index in sorted(range(len(strings)), key=lambda each: -len(strings[each])):
-        string = strings[index]
-        fitting = (n for n, row in enumerate(rows) if len(row.tokens) + len(string) - len(row.known(string)) <= length)
-        if (number := next(fitting, len(rows))) == len(rows):
-            rows.append(_Row())
-        paths[index] = number, rows[number].add(string)
+    rows, paths = _laid(strings, length)
+    if rows:  # the same number of rows, filled evenly: T, and with it what is computed for nothing, gets less
+        even = max(max(map(len, strings)), -(-sum(len(row.tokens) for row in rows) // len(rows)))
+        for tried in range(even, length, 2):
+            evenly = _laid(strings, tried)
+            if len(evenly[0]) == len(rows):
+                rows, paths = evenly
+                break
     longest = max((len(row.tokens) for row in rows), default=0)
     ids, positions = (np.zeros((len(rows), longest), np.int64) for _ in range(2))
     mask = np.zeros((len(rows), 1, longest, longest), bool)
@@ -92,15 +92,28 @@ def pack(strings: Sequence[Sequence[int]], *, length: int) -> Packing:
             ids[number, node], positions[number, node] = token, place
             if before >= 0:
                 mask[number, 0, node] |= mask[number, 0, before]
-    places = [
-        number * longest + node for number, path in (paths[each] for each in range(len(strings))) for node in path
-    ]
+    places = [number * longest + node for number, path in paths for node in path]
     return Packing(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
         mask=torch.from_numpy(mask),
         places=torch.tensor(places, dtype=torch.int64),
     )
+
+
+def _laid(strings: Sequence[Sequence[int]], length: int) -> tuple[list[_Row], list[tuple[int, list[int]]]]:
+    """The rows, and for each string its row and its nodes there."""
+    rows: list[_Row] = []
+    paths: dict[int, tuple[int, list[int]]] = {}
+    for index in sorted(range(len(strings)), key=lambda each: -len(strings[each])):
+        string = strings[index]
+        known = [len(row.known(string)) for row in rows]
+        fitting = [n for n, row in enumerate(rows) if len(row.tokens) + len(string) - known[n] <= length]
+        number = max(fitting, key=known.__getitem__, default=len(rows))
+        if number == len(rows):
+            rows.append(_Row())
+        paths[index] = number, rows[number].add(string)
+    return rows, [paths[each] for each in range(len(strings))]
 
 
 @dataclass(frozen=True, kw_only=True)
