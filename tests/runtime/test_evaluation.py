@@ -78,9 +78,8 @@ def test_refined_pictures_lie_beside_those_before_and_are_made_of_them_alone(eva
     assert "refiner" in report
     for name in list(plain)[1:]:
         (tmp_path / "with_scene" / "pictures" / f"{name}.png").unlink()
-    evaluated(
-        shown, *small, "protocol.batch_size=1"
-    )  # what is missing is made again from the picture before, by itself
+    # what is missing is made again of the picture before, by itself
+    evaluated(shown, *small, "protocol.batch_size=1")
     assert pictures(tmp_path, "with_scene") == both
     with pytest.raises(ValueError, match="were made with"):
         evaluated(shown, *small, "refiner.strength=0.5")
