@@ -196,6 +196,7 @@ def test_a_run_becomes_an_adapter_file(trained, tmp_path):
     assert out.startswith(f"{file}: regions, ")
     stored = torch.load(trained[0] / "checkpoints" / "step=12.ckpt", weights_only=True)["state_dict"]
     names = {key.removeprefix("adapters.regions.") for key in stored if key.startswith("adapters.regions.")}
+    names -= {"position_net.null_text_feature"}  # a buffer that only files of the published variants have
     assert load_file(file).keys() == names
     error = refusal("convert.py", "conditioning=boxes", "backbone=tiny_sd15", f"weights={file}", f"out={file}")
     assert "holds weights of the method regions" in error
