@@ -105,7 +105,6 @@ class SceneDiffusion(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
-        self.conditioning.begin_step(self.global_step)
         losses = self.losses(batch, batch.positions.tolist())
         loss = losses.mean()
         self.log("train/loss", loss.detach(), batch_size=len(losses))  # NaN too: else the value before is logged again

@@ -88,9 +88,6 @@ class Adapter(nn.Module, ABC):
         """Block path -> module called as module(hidden (B, L, C), payload); empty for methods that act on the prompt."""
         return {}
 
-    def begin_step(self, step: int) -> None:
-        """Called before each training step with the number of steps taken, for methods that change on the way."""
-
     def layer_modules(self) -> dict[str, nn.Module]:
         """Path of a linear layer of the UNet -> module whose output is added to the layer's own; empty for most methods.
 
@@ -181,11 +178,6 @@ class Conditioning(nn.Module):
             {name: adapter.slot_modules() for name, adapter in self.named.items()},
             {name: adapter.layer_modules() for name, adapter in self.named.items()},
         )
-
-    def begin_step(self, step: int) -> None:
-        """Tells every adapter how many training steps were taken."""
-        for adapter in self.named.values():
-            adapter.begin_step(step)
 
     @staticmethod
     def detach(unet: UNet2DConditionModel) -> None:

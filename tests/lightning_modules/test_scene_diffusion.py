@@ -54,11 +54,6 @@ def batch(short_run):
 
 
 class TestStep:
-    def test_adapters_are_told_how_many_steps_were_taken(self, short, fit, tmp_path):
-        settings = ("conditioning=[boxes]", "conditioning.boxes.fading_mask=8", "callback=[]")
-        module = fit(short(tmp_path, *settings, without=["conditioning", "callback"]))
-        assert module.adapters["boxes"]._outside == -5 * (1 - 3 / 8)  # as the last of 4 steps began
-
     def test_the_method_names_its_module(self, short_run):
         assert type(short_run[1]) is Regions
 

@@ -315,45 +315,6 @@ def test_with_open_gates_the_projections_learn_from_the_first_step(sd15):
         assert bool(fuser.ff.net[-1].weight.grad.abs().sum() > 0) is learns
 
 
-def test_a_fading_mask_begins_as_the_mask_and_ends_as_published(sd15):
-    adapters = {
-        "box": BoxesAdapter(sd15, mask="box"),
-        "none": BoxesAdapter(sd15),
-        "fading": BoxesAdapter(sd15, fading_mask=4),
-    }
-    batch, text = SceneBatch([SCENES[2]]), Text(prompt=None, phrases=sd15.encode_phrases)
-
-    def bias(name):
-        return next(iter(adapters[name](batch, text, (8, 8)).payload.bias.values()))
-
-    shut = bias("box").isinf()
-    assert shut.any()
-    lifted = []
-    for step in range(6):
-        adapters["fading"].begin_step(step)
-        fading = bias("fading")
-        if step >= 4:
-            assert torch.equal(fading, bias("none"))
-            continue
-        outside = shut & bias("none").expand_as(shut).isfinite()
-        away = (fading - bias("none").nan_to_num(neginf=0)).expand_as(shut)
-        assert (away[~shut] == 0).all()
-        lifted.append(float(away[outside].unique()))
-    assert lifted == [-5.0, -3.75, -2.5, -1.25]
-
-
-def test_a_fresh_fading_mask_that_trains_no_more_is_the_published_function(sd15):
-    batch, text = SceneBatch([SCENES[2]]), Text(prompt=None, phrases=sd15.encode_phrases)
-    fading = BoxesAdapter(sd15, fading_mask=4)(batch, text, (8, 8)).payload.bias
-    assert torch.equal(fading[64], BoxesAdapter(sd15)(batch, text, (8, 8)).payload.bias[64])
-
-
-@pytest.mark.parametrize("settings", [{"fading_mask": -1}, {"fading_mask": 5, "mask": "box"}])
-def test_a_mask_that_cannot_fade_is_refused(sd15, settings):
-    with pytest.raises(ValueError, match="conditioning.boxes.fading_mask: .* give 0 or more, and mask=none to fade to"):
-        BoxesAdapter(sd15, **settings)
-
-
 def test_open_gates_need_a_fresh_start(sd15, tmp_path):
     save_adapter(BoxesAdapter(sd15), tmp_path / "boxes.safetensors", backbone=sd15)
     with pytest.raises(ValueError, match="closed_by: projections needs init=fresh"):

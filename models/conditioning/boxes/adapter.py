@@ -37,8 +37,6 @@ HIDDEN = 512
 MASKS = ("none", "box")
 OVERFLOWS = ("refuse", "largest", "score")
 CLOSED_BY = ("gates", "projections")
-SHUT = 5.0
-"""By how much a fading mask lowers logits at first. From 10 it fades faster than attention learns to look by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +153,6 @@ class BoxesAdapter(Adapter):
         overflow: what happens to a scene with more boxes than slots: "refuse" it, or keep the "largest" boxes (as on COCO)
             or those of the highest "score" (as on SA-1B); what went is counted in `left_out`.
         mask: "none" as published; "box" lets a position see only the boxes that cover it (not part of GLIGEN).
-        fading_mask: training steps over which such a mask fades from closed to open, so that from then on the function is the
-            published one; 0 for none. Where to look is then learnt while what to do with it is known, and not both at once.
         blocks: "all" as published, or some of down, mid, up.
         closed_by: what keeps a fresh adapter from adding anything: "gates" at 0, as published, or "projections", the last
             layers of attention and feed-forward at 0 behind gates that are open. A closed gate passes on hardly any gradient,
@@ -180,7 +176,6 @@ class BoxesAdapter(Adapter):
         slots: int = 30,
         overflow: str = "refuse",
         mask: str = "none",
-        fading_mask: int = 0,
         blocks: str | Sequence[str] = "all",
         closed_by: str = "gates",
         weights: str | None = None,
@@ -193,15 +188,9 @@ class BoxesAdapter(Adapter):
                 raise ValueError(f"conditioning.boxes.{setting}: {value!r} is unknown; take {', '.join(choices)}")
         if slots < 1:
             raise ValueError(f"conditioning.boxes.slots: {slots} is less than 1; take 30, as published")
-        if fading_mask < 0 or (fading_mask and mask == "box"):
-            raise ValueError(
-                f"conditioning.boxes.fading_mask: {fading_mask} steps with mask={mask}; give 0 or more, and mask=none to fade to"
-            )
         sites = block_sites(backbone.unet, blocks)
         self.slots, self.overflow, self.mask, self.left_out = slots, overflow, mask, 0
         self.blocks = blocks if isinstance(blocks, str) else list(blocks)
-        self.fading_mask = fading_mask
-        self._outside = -math.inf if mask == "box" else 0.0
         self.levels = sorted({site.level for site in sites})
         self.with_projection = backbone.has_pooled
         self.paths = [site.path for site in sites]
@@ -220,11 +209,6 @@ class BoxesAdapter(Adapter):
     def settings(self) -> dict[str, Any]:
         """The number of slots, the mask and the blocks."""
         return {"slots": self.slots, "mask": self.mask, "blocks": self.blocks}
-
-    def begin_step(self, step: int) -> None:
-        """Fades the mask, where there is one that does."""
-        if self.fading_mask:
-            self._outside = -SHUT * max(0.0, 1 - step / self.fading_mask)
 
     def published(self) -> dict[str, Tensor]:
         """Its parameters under the names of a gated UNet."""
@@ -302,11 +286,11 @@ class BoxesAdapter(Adapter):
         )
 
     def _bias(self, scenes: SceneBatch, bias: Tensor, size: tuple[int, int]) -> Tensor:
-        if not self._outside:
+        if self.mask == "none":
             return bias
         under = cover(scenes.boxes, scenes.valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
         outside = functional.pad(~under, (0, 1))[:, None]  # (B, 1, L, N + 1); the null token is everywhere
-        return bias + torch.zeros(outside.shape, device=bias.device).masked_fill(outside, self._outside)
+        return bias.expand(-1, -1, outside.shape[2], -1).masked_fill(outside, -math.inf)
 
     def _fit(self, scenes: SceneBatch) -> SceneBatch:
         """The scenes, none with more boxes than slots."""
