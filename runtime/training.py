@@ -117,7 +117,7 @@ def summary(cfg: DictConfig, module: SceneDiffusion, parts: Sequence[Part]) -> s
     seen = node.max_steps * cfg.batch_size
     samples = sum(part.samples for part in parts)
     mixed = "".join(
-        f"           {part.drawn / seen:.1%} from {part.folder}: {part.drawn} of {part.samples} scenes, "
+        f"           {part.drawn / seen:.1%} from {part.folder}: {part.drawn} samples of {part.samples} scenes, "
         f"{part.drawn / part.samples:.1f} passes\n"
         for part in parts
         if len(parts) > 1

@@ -320,8 +320,8 @@ def test_the_plan_says_what_comes_from_where(mixture, fit, folders, tmp_path, ca
     fit(mixture(tmp_path / "run", "plan=true", "trainer.max_steps=30"))
     lines = capsys.readouterr().out.splitlines()
     assert f"data       32 scenes in {folders[0]}, {folders[1]}" in lines
-    assert f"           33.3% from {folders[0]}: 80 of 12 scenes, 6.7 passes" in lines
-    assert f"           66.7% from {folders[1]}: 160 of 20 scenes, 8.0 passes" in lines
+    assert f"           33.3% from {folders[0]}: 80 samples of 12 scenes, 6.7 passes" in lines
+    assert f"           66.7% from {folders[1]}: 160 samples of 20 scenes, 8.0 passes" in lines
     assert not (tmp_path / "run").exists()
 
 
