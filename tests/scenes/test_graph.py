@@ -137,4 +137,5 @@ def test_graph_as_triples_and_text():
     assert triples(scene) == [("old car", "next to", "red dog"), ("red dog", "under", "old car")]
     assert isolated_objects(scene) == [1, 3]
     assert linearise(scene) == "old car next to red dog, red dog under old car, tree, sky"
+    assert linearise(scene, separator=" ") == "old car next to red dog red dog under old car tree sky"
     assert linearise(Scene(id="s")) == ""
