@@ -10,7 +10,6 @@ from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import COMPONENTS
 from models.conditioning.base import Conditioning
 from runtime.build import build_module
-from runtime.build import build_module
 from runtime.composition import CONF, compose
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
