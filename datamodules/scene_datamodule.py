@@ -64,7 +64,7 @@ class SceneDataModule(pl.LightningDataModule):
         window: Shards that are shuffled together.
         workers: Processes that fetch, on each rank.
         flip: Whether half of the training samples are mirrored; latents cannot be.
-        weights: Of several folders, how often each has its turn: whole numbers, one for each.
+        weights: Of a list of folders, how often each has its turn: whole numbers, one for each. A folder by itself has none.
         min_area: Objects whose box covers less than this share of the cropped picture go.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
         resize: How pictures become square, "crop" or "squash"; as in `SceneTransform`.
@@ -111,7 +111,7 @@ class SceneDataModule(pl.LightningDataModule):
         # Refuses at start-up what no number of ranks would mend.
         GlobalBatches(batch_size, accumulate=accumulate)
         self.folders = folders_of(shards)
-        self.weights = _weights(weights, self.folders, make)
+        self.weights = _weights(None if isinstance(shards, str | Path) else weights, self.folders, make)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed

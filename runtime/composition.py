@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -138,7 +138,12 @@ def check_values(cfg: DictConfig) -> None:
     try:
         OmegaConf.to_object(cfg)
         if isinstance(data := cfg.get("data"), DictConfig) and "shards" in data:
-            common = {entry.name: data[entry.name] for entry in fields(DataCommon) if entry.name in data}
+            given = {entry.name: data[entry.name] for entry in fields(DataCommon) if entry.name in data}
+            # a list's own interpolations would be looked for in the record
+            common = {
+                name: OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+                for name, value in given.items()
+            }
             OmegaConf.to_object(OmegaConf.merge(DataCommon, common))
     except OmegaConfBaseException as error:
         raise ConfigError(f"data.{error.full_key}: {reason(error)}") from error

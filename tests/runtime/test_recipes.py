@@ -5,6 +5,7 @@ import torch
 
 from datamodules.shards import write_shards
 from datamodules.sources.shapes import Shapes
+from runtime.build import build_data
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
 
@@ -15,8 +16,8 @@ RECIPES = {
     "igligen_sa1b_sdxl_1024": ("tiny_sdxl", "sa1b"),
     "sdxl_sg_laion_sg": ("tiny_sdxl", "laion_sg"),
     "sd15_sg_laion_sg": ("tiny_sd15", "laion_sg"),
-    "rich_context_sdxl_512": ("tiny_sdxl", "coco"),
-    "rich_context_sd15": ("tiny_sd15", "coco"),
+    "rich_context_sdxl_512": ("tiny_sdxl", "mixture"),
+    "rich_context_sd15": ("tiny_sd15", "mixture"),
 }
 
 BATCH = {"rich_context_sdxl_512": 4, "rich_context_sd15": 8}  # two micro-batches of what they take at once
@@ -30,7 +31,14 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(shards):
+def more_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "more"
+    write_shards(Shapes(count=6, size=64, start=100), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(shards, more_shards):
     """recipe(name, run, *overrides): a recipe with its tiny backbone at 64 px on a CPU."""
 
     def composed(name, run, *overrides):
@@ -54,7 +62,7 @@ def recipe(shards):
                 "backbone.resolution=64",
                 f"data={data}",
                 "data.resolution=64",
-                f"data.shards={shards}",
+                f"data.shards=[{shards},{more_shards}]" if data == "mixture" else f"data.shards={shards}",
                 "trainer=cpu",
                 "optimizer=adamw",
                 "logger=[csv]",
@@ -83,6 +91,15 @@ def test_a_stopped_recipe_ends_as_an_unbroken_one(name, recipe, fit, tmp_path):
     whole, stopped = last(tmp_path / "whole")["state_dict"], last(tmp_path / "stopped")["state_dict"]
     assert whole
     assert all(torch.equal(tensor, stopped[key]) for key, tensor in whole.items())
+
+
+@pytest.mark.parametrize("name", [name for name, (_, data) in RECIPES.items() if data == "mixture"])
+def test_a_mixture_s_recipe_also_takes_one_folder(name, recipe, shards, tmp_path):
+    cfg = recipe(name, tmp_path, f"data.shards={shards}", "trainer.micro_batch=1")
+    (part,) = build_data(cfg).parts(6)
+    assert (part.samples, part.drawn) == (8, 6)
+    parts = build_data(recipe(name, tmp_path)).parts(6)
+    assert [(part.samples, part.drawn) for part in parts] == [(8, 2), (6, 4)]
 
 
 def test_the_second_stage_goes_on_from_the_first(recipe, fit, tmp_path, capsys):
