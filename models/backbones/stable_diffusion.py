@@ -49,6 +49,7 @@ class StableDiffusion(Backbone):
         scheduler_config: config of a diffusers noise scheduler.
         resolution: side in pixels that the weights were trained at; by default the UNet's sample size.
         phrase_cache: tokens of phrases whose features are kept (`TextTowers`).
+        size_ids: in place of each scene's own, in training and sampling alike; None for its own.
 
     Raises:
         ValueError: parts that do not belong together.

@@ -177,7 +177,9 @@ class LoraAdapter(Adapter):
         """
         if form != "diffusers":
             super().export(backbone, out, form=form)
-        layers = {name.removeprefix("unet."): tensor.contiguous() for name, tensor in self.published().items()}
+        layers: dict[str, nn.Module | Tensor] = {
+            name.removeprefix("unet."): tensor.contiguous() for name, tensor in self.published().items()
+        }
         metadata = self.config.to_dict()
         StableDiffusionLoraLoaderMixin.save_lora_weights(
             out, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
