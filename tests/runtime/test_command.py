@@ -115,7 +115,7 @@ def test_help_and_the_configuration_are_shown_without_running(call: Call) -> Non
     assert any(re.match(r"experiment: .*shapes_regions", line) for line in out)
     status, out, errors = call("--cfg", "job", "out=a.png", main=never)
     assert (status, errors) == (0, [])
-    assert {"out: a.png", "scene: ???"} <= set(out)  # what it lacks is no mistake here
+    assert {"out: a.png", "run: ???"} <= set(out)  # what it lacks is no mistake here
     status, _, errors = call("--cfg", "job", "sampler=dimm", main=never)
     assert (status, len(errors)) == (2, 1)
 
