@@ -114,7 +114,7 @@ def test_weights_of_another_backbone_are_refused(gated, tmp_path):
 
 def test_the_methods_own_refusals_reach_the_caller(gated, tmp_path):
     regions = ("conditioning=regions", "backbone=tiny_sd15", f"out={tmp_path / 'a.safetensors'}")
-    refusal("is no adapter file; give one that convert.py has written", *regions, f"weights={gated}")
+    refusal("config.json names fuser_cls=None and position_net_cls=None; give", *regions, f"weights={gated}")
     out = f"out={tmp_path / 'out'}"
     refusal(
         "form=diffuser: conditioning.boxes has no such form", *sd14(gated), f"weights={gated}", "form=diffuser", out
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_scene_graphs_goes_to_an_adapter_file_and_back_bit_by_bi
     assert "scene_graph, 36 tensors" in line
     converted(*GRAPH, f"weights={file}", "form=published", f"out={back}")
     stored, written = (torch.load(each, weights_only=True)["state_dict"] for each in (GRAPHS, back))
-    assert list(stored) == list(written)
+    assert stored.keys() == written.keys()
     for name, tensor in stored.items():
         assert tensor.dtype == written[name].dtype
         assert tensor.shape == written[name].shape
