@@ -22,6 +22,14 @@ from runtime.evaluation import load_module
 from runtime.run_directory import load_run_config
 
 UNET = "diffusion_pytorch_model.safetensors"
+SMALL_SHAPES = (
+    "backbone.weights=null",
+    "backbone.unet_config.norm_num_groups=8",
+    "backbone.unet_config.block_out_channels=[16,24]",
+    "backbone.unet_config.attention_head_dim=[2,3]",
+    "backbone.text_config.hidden_size=32",
+    "backbone.text_config.intermediate_size=64",
+)
 
 
 def converted(*arguments):
@@ -242,3 +250,33 @@ def test_a_runs_refusals(short_run, tmp_path):
 def test_what_names_no_conversion_is_refused_before_torch_is_needed(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         compose("convert", arguments)
+
+
+def test_lora_of_a_run_with_two_methods_goes_out_and_in_again(short, fit, tmp_path):
+    whole, stopped = (
+        short(tmp_path / name, "conditioning=[regions,lora]", "conditioning.lora.rank=2") for name in "ab"
+    )
+    module = fit(whole)
+    fit(stopped)
+    (tmp_path / "b" / "checkpoints" / "step=4.ckpt").unlink()
+    (tmp_path / "b" / "finished.json").unlink()
+    fit(stopped)
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "step=4.ckpt", weights_only=True)["state_dict"] for name in "ab"
+    ]
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+    assert {key.split(".")[1] for key in states[0] if key.startswith("adapters.")} == {"regions", "lora"}
+    with module.averaged():
+        expected = {key: tensor.clone() for key, tensor in module.conditioning.named["lora"].published().items()}
+    assert any(tensor.any() for key, tensor in expected.items() if "lora_B" in key)
+    run = f"run={tmp_path / 'a'}"
+    refusal("needs one adapter to convert (have: regions, lora)", run, f"out={tmp_path / 'x.safetensors'}")
+    converted(run, "adapter=lora", "form=diffusers", f"out={tmp_path / 'lora'}")
+    converted(run, "adapter=regions", f"out={tmp_path / 'regions.safetensors'}")
+    assert tensors_and_metadata(tmp_path / "regions.safetensors")[1]["method"] == "regions"
+    shapes = ("conditioning=lora", "conditioning.lora.rank=2", "backbone=shapes", *SMALL_SHAPES)
+    converted(*shapes, f"weights={tmp_path / 'lora'}", f"out={tmp_path / 'again.safetensors'}")
+    tensors, about = tensors_and_metadata(tmp_path / "again.safetensors")
+    assert about["method"] == "lora"
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in expected)

@@ -61,7 +61,8 @@ class LoraAdapter(Adapter):
         backbone: the denoiser to fit; read for its layers, not kept.
         rank: of each change.
         alpha: a change is multiplied by alpha / rank; None takes the rank.
-        dropout: share of a change's inputs that training zeroes.
+        dropout: share of a change's inputs that training zeroes, drawn from torch's generator: a run that was stopped then goes
+            on with other numbers than an unbroken one.
         init: of the first matrix: "kaiming", peft's own, or "gaussian", of deviation 1 / rank; the second is zero.
         blocks: "all", or some of down, mid, up.
         weights: where to start from: an adapter file, or a LoRA that diffusers has written (a file, or its folder).
