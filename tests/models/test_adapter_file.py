@@ -86,7 +86,7 @@ def test_what_is_no_adapter_file_is_refused(backbone, file, tmp_path):
     refusal("conditioning.regions.weights: nowhere.safetensors does not exist", backbone, "nowhere.safetensors")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     refusal(
-        "other.safetensors is no adapter file; give one that convert.py has written",
+        "other.safetensors holds no regional weights; give what init_regional_unet.py or its training has written",
         backbone,
         tmp_path / "other.safetensors",
     )
