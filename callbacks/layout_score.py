@@ -15,7 +15,7 @@ class LayoutScore(pl.Callback):
     """Draws held-out scenes every so many steps, from the averaged weights, and logs what a metric says of them.
 
     Args:
-        metric: scores pictures against scenes; reset before each use.
+        metric: scores pictures against scenes.
         every: optimizer steps between scores.
         scenes: how many scenes.
         seed: of the start latents.
@@ -33,9 +33,8 @@ class LayoutScore(pl.Callback):
         held_out = trainer.datamodule.held_out(self.scenes).to(pl_module.device)
         with pl_module.averaged(), torch.no_grad():
             drawn = pl_module.sample(held_out.scenes, seed=self.seed)
-        self.metric.reset()
-        self.metric.update(to_uint8(drawn), list(held_out.scenes))
-        values = {f"layout/{name}": value.mean for name, value in self.metric.compute().items()}
+        rows = self.metric.measure(list(to_uint8(drawn)), list(held_out.scenes))
+        values = {f"layout/{name}": value.mean for name, value in self.metric.compute(rows).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})

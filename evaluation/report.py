@@ -22,7 +22,7 @@ from evaluation.wording import ARMS, PRIMARY, primary_metric
 __all__ = ["Choice", "PictureRow", "choose", "write_metrics", "write_report"]
 
 KEYS = ("values", "protocol", "versions", "weights_sha256", "step", "samples_seen", "run")
-VALUE = ("mean", "low", "high", "count")
+VALUE = ("mean", "low", "high", "count", "failed")
 PROTOCOL = (
     "name",
     "split",
@@ -125,7 +125,7 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any, *, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not set(VALUE) <= value.keys():
+    if not isinstance(value, dict) or not set(VALUE[:4]) <= value.keys():
         raise ValueError(f"{where}: {value!r} is no value; give {', '.join(VALUE)}")
     return {key: value[key] for key in _leading(VALUE, value)}
 

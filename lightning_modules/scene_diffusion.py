@@ -128,7 +128,11 @@ class SceneDiffusion(pl.LightningModule):
         times, noise = self.objective.times(draws), self.objective.noise(draws)
         noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
         prediction = self.backbone.denoise(noised, times, inputs)
-        return self.objective.losses(prediction, latents, noise, times)
+        losses = self.objective.losses(prediction, latents, noise, times)
+        for name, own in self.conditioning.losses(inputs).items():
+            self.log(f"train/{name}", own.detach().mean(), batch_size=len(own))
+            losses = losses + own
+        return losses
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) latents: those that the batch brings, or of its pictures."""

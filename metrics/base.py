@@ -7,33 +7,35 @@ scenes. What a particular metric looks at lives beside this file; reports live i
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from scenes.scene import Scene
 
-Row = dict[str, Any]  # "scene": its id; each column: float | None
+Row = dict[str, Any]  # "scene": its id; "failure": why there is nothing else; what the metric keeps of a picture
 
 _BLOCK = 4_000_000  # draws at a time: keeps the bootstrap of a large set within tens of MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """A mean over scenes.
+    """A mean over scenes, or another figure of all of them such as a distance.
 
     Attributes:
-        mean: The mean; NaN where count is 0.
+        mean: The figure; NaN where count is 0.
         low: Lower end of the 95 % bootstrap interval over scenes.
         high: Upper end of it.
         count: Number of scenes that the mean is over.
+        failed: Number of scenes that could not be scored.
     """
 
     mean: float
     low: float
     high: float
     count: int
+    failed: int = 0
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.count})"
@@ -79,45 +81,81 @@ def bootstrap_interval(
     return Value(mean=float(sample.mean()), low=float(low), high=float(high), count=int(sample.size))
 
 
+class NotAvailable(ValueError):
+    """A metric cannot be measured here: what it needs is not there; the message names the file and the way out.
+
+    An evaluation reports it and goes on with the other metrics.
+    """
+
+
 class Metric(ABC):
-    """Compares pictures with the Scenes they were made for, in batches of any size.
+    """Compares pictures with the Scenes they were made for, in two parts: a row for each picture, values of all rows.
+
+    A row depends on its picture and scene alone. So rows can be made in batches of any size, by any number of processes, be kept
+    on disk and taken up again after a kill; and values, made from all of them in the order of the scenes, are the same
+    whoever made them.
 
     Attributes:
         name: The metric's name in reports and log keys.
         requires: What Scenes must carry, in the words of `datamodules.sources.base.PROVIDABLE`.
+        compares: Its values need the rows of the true pictures beside those of the generated ones.
+        pairs: A row needs two pictures of its scene, drawn from two seeds.
     """
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset()
+    compares: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
 
-    @abstractmethod
-    def update(self, images: np.ndarray, scenes: Sequence[Scene]) -> None:
-        """Takes in a batch.
+    def settings(self) -> dict[str, Any]:
+        """What rows and values depend on beside pictures and scenes (models by name and hash, thresholds), as JSON values."""
+        return {}
+
+    def to(self, device: Any) -> Self:
+        """The metric with its models on a torch device.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB.
+            device: Where they are to work.
+
+        Returns:
+            The metric.
+
+        Raises:
+            NotAvailable: A model's files are not there.
+        """
+        return self
+
+    @abstractmethod
+    def measure(
+        self, images: Sequence[np.ndarray], scenes: Sequence[Scene], *, again: Sequence[np.ndarray] = ()
+    ) -> list[Row]:
+        """A row for each picture.
+
+        Args:
+            images: B pictures (H, W, 3) uint8 RGB, of any sizes.
             scenes: The B Scenes.
+            again: Of a metric with `pairs`, B pictures of the same Scenes from another seed.
+
+        Returns:
+            B rows: "scene", the scene's id, and what the metric keeps of a picture: numbers, arrays, JSON values. A picture
+            that could not be scored has "failure", the reason in a line.
         """
 
     @abstractmethod
-    def compute(self) -> dict[str, Value]:
-        """The values over everything since the last reset."""
+    def compute(self, rows: Sequence[Row], *, true: Sequence[Row] = ()) -> dict[str, Value]:
+        """The values over all scenes.
 
-    @abstractmethod
-    def reset(self) -> None:
-        """Forgets everything taken in."""
+        Args:
+            rows: One for each scene, in the order of the scenes.
+            true: Of a metric with `compares`, the rows of the true pictures in the same order.
 
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """Number of pictures taken in."""
+        Returns:
+            Values by name.
+        """
 
 
 class SceneMetric(Metric):
-    """A metric that scores each picture by itself; its values are means over scenes.
-
-    Rows are kept, one per picture, so that a report can show the best and the worst, and so that ranks can put
-    their parts together: `extend` with the rows of the others.
+    """A metric that scores each picture by itself; its values are the means of its columns over scenes.
 
     Args:
         resamples: Bootstrap resamples of an interval.
@@ -128,7 +166,6 @@ class SceneMetric(Metric):
 
     def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
         self.resamples, self.seed = resamples, seed
-        self._rows: list[Row] = []
 
     @abstractmethod
     def score(self, image: np.ndarray, scene: Scene) -> Mapping[str, float | None]:
@@ -142,60 +179,49 @@ class SceneMetric(Metric):
             The values by column.
         """
 
-    @property
-    def rows(self) -> list[Row]:
-        """One row per picture, in the order of `update`: "scene" (its id) and the columns."""
-        return self._rows
-
-    @property
-    def count(self) -> int:
-        """Number of pictures taken in."""
-        return len(self._rows)
-
-    def update(self, images: np.ndarray, scenes: Sequence[Scene]) -> None:
-        """Scores a batch.
+    def measure(
+        self, images: Sequence[np.ndarray], scenes: Sequence[Scene], *, again: Sequence[np.ndarray] = ()
+    ) -> list[Row]:
+        """Scores B pictures.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB.
+            images: B pictures (H, W, 3) uint8 RGB, of any sizes.
             scenes: The B Scenes.
+            again: Not read.
+
+        Returns:
+            B rows: "scene" and the columns.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.
         """
         check_images(images, scenes)
-        self.extend(
-            {"scene": scene.id, **self.score(image, scene)} for image, scene in zip(images, scenes, strict=True)
-        )
+        return [{"scene": scene.id, **self.score(image, scene)} for image, scene in zip(images, scenes, strict=True)]
 
-    def extend(self, rows: Iterable[Row]) -> None:
-        """Takes in rows that another instance (another rank) has scored."""
-        self._rows.extend(rows)
-
-    def compute(self) -> dict[str, Value]:
+    def compute(self, rows: Sequence[Row], *, true: Sequence[Row] = ()) -> dict[str, Value]:
         """The mean of each column with its interval, over the scenes that count for it."""
-        return {
-            column: bootstrap_interval((row[column] for row in self._rows), resamples=self.resamples, seed=self.seed)
-            for column in self.columns
-        }
+        return {column: self.mean(rows, column) for column in self.columns}
 
-    def reset(self) -> None:
-        """Forgets all rows."""
-        self._rows = []
+    def mean(self, rows: Sequence[Row], column: str) -> Value:
+        """The mean of a column with its interval, and how many rows failed."""
+        value = bootstrap_interval((row.get(column) for row in rows), resamples=self.resamples, seed=self.seed)
+        return replace(value, failed=sum("failure" in row for row in rows))
 
 
-def check_images(images: np.ndarray, scenes: Sequence[Scene]) -> None:
-    """Refuses pictures that are not (B, H, W, 3) uint8, or not as many as the Scenes.
+def check_images(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> None:
+    """Refuses pictures that are not (H, W, 3) uint8, or not as many as the Scenes.
 
     Args:
-        images: What is to be (B, H, W, 3) uint8.
-        scenes: The B Scenes.
+        images: What are to be (H, W, 3) uint8 RGB.
+        scenes: The Scenes.
 
     Raises:
         ValueError: They are not.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"images: {images.dtype} {images.shape} cannot be scored; give (B, H, W, 3) uint8 RGB in 0..255"
-        )
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"images: {image.dtype} {image.shape} cannot be scored; give pictures (H, W, 3) uint8 RGB in 0..255"
+            )
     if len(images) != len(scenes):
         raise ValueError(f"images: {len(images)} pictures for {len(scenes)} scenes; give one for each scene")

@@ -345,10 +345,9 @@ def ceiling_and_floor(source: Samples, indices: Sequence[int]) -> dict[str, dict
         raise ValueError(f"indices: {len(indices)} of them; give at least 2, the floor pairs different scenes")
     samples = [source.sample(index) for index in indices]
     scenes = [scene for scene, _ in samples]
-    images = np.stack([np.asarray(picture) for _, picture in samples])
+    images = [np.asarray(picture) for _, picture in samples]
     values = {}
-    for bound, pictures in (("ceiling", images), ("floor", np.roll(images, -1, axis=0))):
+    for bound, pictures in (("ceiling", images), ("floor", [*images[1:], images[0]])):
         scorer = ShapesScorer()
-        scorer.update(pictures, scenes)
-        values[bound] = scorer.compute()
+        values[bound] = scorer.compute(scorer.measure(pictures, scenes))
     return values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from evaluation.manifest import Manifest
 from evaluation.report import PictureRow, choose, write_metrics, write_report
 from evaluation.wording import SCORED
 from loggers.metrics_csv import read_metrics
-from metrics.base import Metric, SceneMetric
+from metrics.base import Metric, Row, SceneMetric
 from runtime.build import build_module, build_refiner
 from runtime.device import MIXED, device_of, placed
 from runtime.run_directory import RunDirectory, RunError
@@ -97,14 +97,9 @@ def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
     return [row.scene for row in rows], [row.image for row in rows]
 
 
-def score(metrics: Mapping[str, Metric], pictures: Iterable[np.ndarray], scenes: list[Scene]) -> dict[str, Any]:
-    """What every metric says of one arm, by the metrics' own value names; per-scene rows stay on the metrics."""
-    for metric in metrics.values():
-        metric.reset()
-    for picture, scene in zip(pictures, scenes, strict=True):
-        for metric in metrics.values():
-            metric.update(picture[None], [scene])
-    return {name: value for metric in metrics.values() for name, value in metric.compute().items()}
+def measure(metrics: Mapping[str, Metric], pictures: Sequence[np.ndarray], scenes: list[Scene]) -> dict[str, list[Row]]:
+    """The rows of every metric for one arm, by the metric's name, in the order of the scenes."""
+    return {name: metric.measure(pictures, scenes) for name, metric in metrics.items()}
 
 
 def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], out: Path) -> tuple[Arms, dict[str, Any]]:
@@ -186,10 +181,16 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
         arms = {"real" if is_real else "pictures": true if is_real else list(read_folder(cfg.images, scenes))}
         about = {"step": None, "samples_seen": None, "weights_sha256": None, "checkpoint": f"images={cfg.images}"}
     arms |= {"ceiling": true, "floor": [*true[1:], true[0]]}
-    values, rows = {}, {}
-    for arm, pictures in arms.items():
-        values[arm] = score(metrics, pictures, scenes)
-        rows[arm] = rows_of(metrics, len(scenes))
+    measured = {arm: measure(metrics, pictures, scenes) for arm, pictures in arms.items()}
+    values = {
+        arm: {
+            key: value
+            for name, metric in metrics.items()
+            for key, value in metric.compute(rows[name], true=measured["ceiling"][name]).items()
+        }
+        for arm, rows in measured.items()
+    }
+    rows = {arm: scene_scores(metrics, of_arm, len(scenes)) for arm, of_arm in measured.items()}
     result = {
         "values": values,
         "protocol": protocol_of(cfg, run_cfg, scenes=len(scenes)),
@@ -202,14 +203,16 @@ def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
     return {**result, "out": out}
 
 
-def rows_of(metrics: Mapping[str, Metric], count: int) -> list[dict[str, float | None]]:
+def scene_scores(
+    metrics: Mapping[str, Metric], rows: Mapping[str, list[Row]], count: int
+) -> list[dict[str, float | None]]:
     """What the metrics that score picture by picture said of each scene."""
-    rows: list[dict[str, float | None]] = [{} for _ in range(count)]
-    for metric in metrics.values():
+    scores: list[dict[str, float | None]] = [{} for _ in range(count)]
+    for name, metric in metrics.items():
         if isinstance(metric, SceneMetric):
-            for row, scored in zip(rows, metric.rows, strict=True):
-                row.update({key: value for key, value in scored.items() if key != "scene"})
-    return rows
+            for score, row in zip(scores, rows[name], strict=True):
+                score.update({column: row.get(column) for column in metric.columns})
+    return scores
 
 
 def picture_rows(

@@ -141,6 +141,10 @@ class Adapter(nn.Module, ABC):
         """
         raise ValueError(f"form={form}: conditioning.{self.method} has no such form; take form=adapter")
 
+    def losses(self, payload: Any) -> Tensor | None:
+        """(B,) losses of its own for what its modules met since `forward`, weighted; None for most methods, and in evaluation."""
+        return None
+
     def reading(self, scenes: SceneBatch) -> Reading:
         """What is to be read for B scenes before `forward`; an empty scene keeps its caption."""
         return Reading()
@@ -225,6 +229,11 @@ class Conditioning(nn.Module):
         return DenoiserInputs(
             prompt=prompt.tokens, pooled=prompt.pooled, size_ids=backbone.size_ids(scenes, size=size), slots=slots
         )
+
+    def losses(self, inputs: DenoiserInputs) -> dict[str, Tensor]:
+        """(B,) losses of the adapters that have one of their own, by name, after the denoiser has run on `inputs`."""
+        found = {name: self.named[name].losses(payload) for name, payload in inputs.slots.items()}
+        return {name: losses for name, losses in found.items() if losses is not None}
 
     def read(
         self,

@@ -153,7 +153,6 @@ class TestLayoutScore:
     def test_it_is_what_the_metric_says_of_the_averaged_weights(self, accumulated):
         module, metric = accumulated[1], Brightness()
         trainer, held_out = module.trainer, module.trainer.datamodule.held_out(2)
-        metric.update(np.zeros((1, 32, 32, 3), np.uint8), list(held_out.scenes)[:1])  # from a use before
         callback = LayoutScore(metric=metric, every=4, scenes=2, seed=3)
         callback.on_train_batch_end(trainer, module, None, None, 0)
         with module.averaged():

@@ -82,43 +82,39 @@ def test_value_prints_with_its_interval_and_count():
     assert str(Value(mean=0.5, low=0.25, high=0.75, count=8)) == "0.500 [0.250, 0.750] (n=8)"
 
 
-def test_batches_of_any_size_give_the_same_values():
-    whole, parts = Redness(), Redness()
-    whole.update(images(7), scenes(7))
-    for begin, end in ((0, 3), (3, 4), (4, 7)):
-        parts.update(images(7)[begin:end], scenes(7)[begin:end])
-    assert whole.compute() == parts.compute()
-    assert whole.rows == parts.rows
-    assert whole.count == parts.count == 7
-
-
-def test_rows_of_ranks_add_up():
-    whole, first, second = Redness(), Redness(), Redness()
-    whole.update(images(6), scenes(6))
-    first.update(images(6)[:4], scenes(6)[:4])
-    second.update(images(6)[4:], scenes(6)[4:])
-    first.extend(second.rows)
-    assert first.compute() == whole.compute()
-
-
-def test_rows_name_scenes_and_columns_count_their_own():
+def test_batches_of_any_size_give_the_same_rows():
     metric = Redness()
-    metric.update(images(5), scenes(5))
-    assert [row["scene"] for row in metric.rows] == ["s0", "s1", "s2", "s3", "s4"]
-    values = metric.compute()
+    whole = metric.measure(images(7), scenes(7))
+    parts = [
+        row
+        for begin, end in ((0, 3), (3, 4), (4, 7))
+        for row in metric.measure(images(7)[begin:end], scenes(7)[begin:end])
+    ]
+    assert whole == parts
+    assert [row["scene"] for row in whole] == [f"s{number}" for number in range(7)]
+
+
+def test_each_column_counts_its_own_scenes():
+    metric = Redness()
+    values = metric.compute(metric.measure(images(5), scenes(5)))
     assert (values["red"].count, values["captioned"].count) == (5, 3)
     assert values["red"].mean == pytest.approx(40 / 255)
+    assert metric.compute([])["red"].count == 0
 
 
-def test_reset_forgets():
+def test_pictures_that_could_not_be_scored_are_counted():
     metric = Redness()
-    metric.update(images(3), scenes(3))
-    metric.reset()
-    assert (metric.count, metric.rows) == (0, [])
-    assert metric.compute()["red"].count == 0
+    rows = [*metric.measure(images(3), scenes(3)), {"scene": "s3", "failure": "no answer"}]
+    value = metric.compute(rows)["red"]
+    assert (value.count, value.failed) == (3, 1)
+
+
+def test_pictures_of_several_sizes_are_scored():
+    rows = Redness().measure([images(1)[0], images(2)[1][:2, :1]], scenes(2))
+    assert [row["scene"] for row in rows] == ["s0", "s1"]
 
 
 @pytest.mark.parametrize("wrong", [images(3).astype(np.float32), images(3)[..., :2], images(3)[0], images(2)])
 def test_wrong_pictures_are_refused(wrong):
     with pytest.raises(ValueError, match="images: "):
-        Redness().update(wrong, scenes(3))
+        Redness().measure(wrong, scenes(3))

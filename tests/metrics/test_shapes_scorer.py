@@ -51,8 +51,8 @@ def scene_of(*objects, relations=()):
 def means(samples, spoil):
     scorer = ShapesScorer(resamples=10)
     images = [np.clip(spoil(image.astype(float)), 0, 255).round().astype(np.uint8) for _, image in samples]
-    scorer.update(np.stack(images), [scene for scene, _ in samples])
-    return {name: value.mean for name, value in scorer.compute().items()}
+    rows = scorer.measure(images, [scene for scene, _ in samples])
+    return {name: value.mean for name, value in scorer.compute(rows).items()}
 
 
 RED = ("red", "circle", "plain", (2, 2, 12, 12))
@@ -206,12 +206,11 @@ def test_strong_noise_and_blur_lower_scores_gradually(samples):
     assert blurred["layout_iou"] >= 0.85
 
 
-def test_rows_are_kept_for_best_and_worst(samples):
+def test_rows_say_what_each_scene_scored(samples):
     scorer = ShapesScorer(resamples=50)
-    scorer.update(np.stack([image for _, image in samples[:6]]), [scene for scene, _ in samples[:6]])
-    assert [row["scene"] for row in scorer.rows] == [scene.id for scene, _ in samples[:6]]
-    assert set(scorer.rows[0]) == {"scene", *COLUMNS}
-    assert scorer.count == 6
+    rows = scorer.measure([image for _, image in samples[:6]], [scene for scene, _ in samples[:6]])
+    assert [row["scene"] for row in rows] == [scene.id for scene, _ in samples[:6]]
+    assert set(rows[0]) == {"scene", *COLUMNS}
 
 
 def test_scorer_needs_nothing_that_shapes_lacks():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,10 +48,14 @@ class BoxPayload:
         bias: by number of positions L, the attention logits' bias of the tokens: (B, 1, 1, N + 1), or (B, 1, L, N + 1) where
             a position sees only the boxes that cover it. -inf closes an absent object; the null token has the log of
             the number of empty slots.
+        under: by L, (B, L, N) bool, the boxes that cover a position, where the attention is to learn them; else empty.
+        losses: where every block puts its (B,) loss for what its positions attend to.
     """
 
     tokens: Tensor
     bias: dict[int, Tensor]
+    under: dict[int, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
 
 
 class PositionNet(nn.Module):
@@ -135,12 +139,39 @@ class GatedSelfAttention(nn.Module):
         length = hidden.shape[1]
         bias = functional.pad(payload.bias[length], (length, 0)).to(query.dtype)
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        if payload.under:
+            payload.losses.append(attention_loss(query, key, bias, payload.under[length]))
         found = cast(nn.ModuleList, self.attn["to_out"])[0](found.transpose(1, 2).flatten(2))
         hidden = hidden + self.alpha_attn.tanh() * found
         return hidden + self.alpha_dense.tanh() * self.ff(self.norm2(hidden))
 
     def _split(self, features: Tensor) -> Tensor:
         return features.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attention_loss(query: Tensor, key: Tensor, bias: Tensor, under: Tensor) -> Tensor:
+    """How far the attention is from looking at the boxes that cover a position, and elsewhere at no box.
+
+    The share that goes to each object is what attention gives for values that say which key is which object, so that no
+    matrix of logits is kept.
+
+    Args:
+        query: (B, heads, L, c) of the positions.
+        key: (B, heads, L + N + 1, c) of the positions, the objects and the null token.
+        bias: logits' bias, which goes with (B, heads, L, L + N + 1).
+        under: (B, L, N) bool, the boxes that cover a position.
+
+    Returns:
+        (B,) minus the log of the share that goes where it should, mean over heads and positions, in nats.
+    """
+    length, count = under.shape[1:]
+    which = functional.pad(torch.eye(count, dtype=query.dtype, device=query.device), (0, 0, length, 1))
+    shares = functional.scaled_dot_product_attention(
+        query, key, which.expand(*key.shape[:2], -1, -1), attn_mask=bias
+    ).float()
+    mine = (shares * under[:, None]).sum(dim=-1)
+    right = torch.where(under.any(dim=-1)[:, None], mine, 1 - shares.sum(dim=-1))
+    return -right.clamp_min(1e-6).log().mean(dim=(1, 2))
 
 
 class BoxesAdapter(Adapter):
@@ -157,6 +188,8 @@ class BoxesAdapter(Adapter):
         closed_by: what keeps a fresh adapter from adding anything: "gates" at 0, as published, or "projections", the last
             layers of attention and feed-forward at 0 behind gates that are open. A closed gate passes on hardly any gradient,
             so that grounding begins late; the function and its weights are the same.
+        attention_loss: weight of a loss, in training, that draws each position's attention to the boxes that cover it; 0 as
+            published. It changes how soon the adapter grounds, not what it computes (docs/decisions/0009).
         weights: where to start from: an adapter file, or a UNet folder or hub name with `attention_type="gated"`; None
             starts at random.
         init: what is taken from `weights`: "published" all of it; "reset" the gates and null features alone (where there
@@ -178,6 +211,7 @@ class BoxesAdapter(Adapter):
         mask: str = "none",
         blocks: str | Sequence[str] = "all",
         closed_by: str = "gates",
+        attention_loss: float = 0.0,
         weights: str | None = None,
         init: str = "fresh",
     ) -> None:
@@ -188,7 +222,16 @@ class BoxesAdapter(Adapter):
                 raise ValueError(f"conditioning.boxes.{setting}: {value!r} is unknown; take {', '.join(choices)}")
         if slots < 1:
             raise ValueError(f"conditioning.boxes.slots: {slots} is less than 1; take 30, as published")
+        if attention_loss < 0:
+            raise ValueError(
+                f"conditioning.boxes.attention_loss: {attention_loss} is negative; take 0, as published, or more"
+            )
+        if attention_loss and mask != "none":
+            raise ValueError(
+                f"conditioning.boxes.attention_loss: with mask={mask} positions see only their own boxes; take mask=none"
+            )
         sites = block_sites(backbone.unet, blocks)
+        self.attention_loss = attention_loss
         self.slots, self.overflow, self.mask, self.left_out = slots, overflow, mask, 0
         self.blocks = blocks if isinstance(blocks, str) else list(blocks)
         self.levels = sorted({site.level for site in sites})
@@ -281,15 +324,25 @@ class BoxesAdapter(Adapter):
         closed = torch.zeros(scenes.valid.shape, device=empty.device).masked_fill(~scenes.valid, -math.inf)
         bias = torch.cat([closed, empty], dim=1)[:, None, None]
         sizes = [(-(-latent_size[0] // 2**level), -(-latent_size[1] // 2**level)) for level in self.levels]
+        under = {}
+        if self.training and self.attention_loss:
+            under = {h * w: _under(scenes, (h, w)) for h, w in sizes}
         return AdapterOutput(
-            payload=BoxPayload(tokens=tokens, bias={h * w: self._bias(scenes, bias, (h, w)) for h, w in sizes})
+            payload=BoxPayload(
+                tokens=tokens, bias={h * w: self._bias(scenes, bias, (h, w)) for h, w in sizes}, under=under
+            )
         )
+
+    def losses(self, payload: BoxPayload) -> Tensor | None:
+        """(B,) mean over the blocks of `attention_loss`, weighted; None where it is not asked for."""
+        return self.attention_loss * torch.stack(payload.losses).mean(dim=0) if payload.losses else None
 
     def _bias(self, scenes: SceneBatch, bias: Tensor, size: tuple[int, int]) -> Tensor:
         if self.mask == "none":
             return bias
-        under = cover(scenes.boxes, scenes.valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
-        outside = functional.pad(~under, (0, 1))[:, None]  # (B, 1, L, N + 1); the null token is everywhere
+        outside = functional.pad(~_under(scenes, size), (0, 1))[
+            :, None
+        ]  # (B, 1, L, N + 1); the null token is everywhere
         return bias.expand(-1, -1, outside.shape[2], -1).masked_fill(outside, -math.inf)
 
     def _fit(self, scenes: SceneBatch) -> SceneBatch:
@@ -311,6 +364,11 @@ class BoxesAdapter(Adapter):
         kept = sorted(boxed, key=lambda place: -_rank(scene, place, by_score=by_score))[: self.slots]
         self.left_out += len(boxed) - self.slots
         return replace(scene, objects=tuple(scene.objects[place] for place in sorted(kept)), relations=())
+
+
+def _under(scenes: SceneBatch, size: tuple[int, int]) -> Tensor:
+    """(B, L, N) bool: the boxes that cover each cell."""
+    return cover(scenes.boxes, scenes.valid, height=size[0], width=size[1]).flatten(2).transpose(1, 2)
 
 
 def phrase_vectors(features: PhraseFeatures, *, with_projection: bool) -> Tensor:

@@ -1,0 +1,114 @@
+"""The seam of preparation: a stage takes the samples of a shard and gives samples for the shard of the same number.
+
+Here live the sample as stages see it and the interface. The stages are beside this file, one each; what runs them over many
+shards, on many machines and after a kill is in `runner.py`.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from datamodules.shard_index import LATENT, ShardError
+from datamodules.sources.base import LatentForm, LeftOut
+from scenes.scene import Scene
+
+PICTURES = ("png", "jpg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sample of a shard.
+
+    Attributes:
+        key: Its key, the same in every shard that is made of it.
+        scene: Its scene.
+        members: Everything beside the scene as stored, by extension: "png" or "jpg", "latent.npy", and what stages add.
+    """
+
+    key: str
+    scene: Scene
+    members: dict[str, bytes]
+
+    def picture(self) -> Image.Image:
+        """Its picture, RGB.
+
+        Returns:
+            The picture.
+
+        Raises:
+            ShardError: It has none, or one that cannot be decoded.
+        """
+        content = next((self.members[name] for name in PICTURES if name in self.members), None)
+        if content is None:
+            raise ShardError(f"sample {self.key}: scene {self.scene.id}: has no picture; give shards with pictures")
+        try:
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+                return picture.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise ShardError(f"sample {self.key}: scene {self.scene.id}: picture: {error}") from None
+
+    def with_scene(self, scene: Scene) -> Self:
+        """The same sample with another scene."""
+        return replace(self, scene=scene)
+
+    def with_latent(self, latent: np.ndarray) -> Self:
+        """The same sample with a latent (C, h, w) in its picture's place."""
+        encoded = io.BytesIO()
+        np.save(encoded, latent, allow_pickle=False)
+        kept = {name: content for name, content in self.members.items() if name not in PICTURES}
+        return replace(self, members={**kept, LATENT: encoded.getvalue()})
+
+
+class Stage(ABC):
+    """One step of preparation, from samples to samples; what it gives depends on its samples and its settings alone.
+
+    Attributes:
+        name: The word behind `task=`.
+        requires: What samples must carry, in the words of `sources.base.PROVIDABLE`.
+        left_out: What the latest call of `__call__` did not pass on, and why: sample by sample.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self) -> None:
+        self.left_out = LeftOut()
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that decides what comes out (models by name and revision, sizes, thresholds), as JSON values.
+
+        The index keeps them, and shards that were made with others are not taken for done.
+        """
+
+    def provides(self, provided: frozenset[str]) -> frozenset[str]:
+        """What its samples carry, of samples that carry `provided`."""
+        return provided
+
+    def latent_form(self, given: LatentForm | None) -> LatentForm | None:
+        """The form of its samples' latents, of samples whose latents have the form `given`; None for pictures."""
+        return given
+
+    def to(self, device: Any) -> Self:
+        """The stage with its models on a torch device."""
+        return self
+
+    @abstractmethod
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples of one shard, made from those of another, in the same order.
+
+        It batches as it likes, within the shard. A sample that cannot be used is told to `left_out` and not passed on.
+
+        Args:
+            samples: The samples of a shard.
+
+        Yields:
+            The samples of the new shard.
+        """
