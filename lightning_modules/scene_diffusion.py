@@ -105,8 +105,11 @@ class SceneDiffusion(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
-        losses = self.losses(batch, batch.positions.tolist())
+        parts = self.parts(batch, batch.positions.tolist())
+        losses = torch.stack(list(parts.values())).sum(dim=0)
         loss = losses.mean()
+        for name in list(parts)[1:]:
+            self.log(f"train/{name}", parts[name].detach().mean(), batch_size=len(losses))
         self.log("train/loss", loss.detach(), batch_size=len(losses))  # NaN too: else the value before is logged again
         return loss if torch.isfinite(loss) else self._left_out(batch, losses)
 
@@ -117,6 +120,10 @@ class SceneDiffusion(pl.LightningModule):
 
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
         """(B,) losses of the samples whose draws are those of `keys`."""
+        return torch.stack(list(self.parts(batch, keys, drop=drop).values())).sum(dim=0)
+
+    def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
+        """What the losses are the sum of: the objective's (B,) first, then those that methods have of their own, by name."""
         latents = self.latents(batch).contiguous(memory_format=self._format)
         draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
         given: dict[str, Any] = {}
@@ -128,11 +135,10 @@ class SceneDiffusion(pl.LightningModule):
         times, noise = self.objective.times(draws), self.objective.noise(draws)
         noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
         prediction = self.backbone.denoise(noised, times, inputs)
-        losses = self.objective.losses(prediction, latents, noise, times)
-        for name, own in self.conditioning.losses(inputs).items():
-            self.log(f"train/{name}", own.detach().mean(), batch_size=len(own))
-            losses = losses + own
-        return losses
+        return {
+            "objective": self.objective.losses(prediction, latents, noise, times),
+            **self.conditioning.losses(inputs),
+        }
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) latents: those that the batch brings, or of its pictures."""

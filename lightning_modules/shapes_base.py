@@ -33,15 +33,15 @@ class ShapesBase(SceneDiffusion):
             block = self.backbone.unet.get_submodule(site.path)
             block.get_submodule("norm2").register_forward_pre_hook(self._keep)
 
-    def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
-        """(B,) losses of the samples whose draws are those of `keys`, the one for places among them."""
+    def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
+        """What the losses are the sum of, the one for places among them."""
         self._found = found = []
         try:
-            losses = super().losses(batch, keys, drop=drop)
+            parts = super().parts(batch, keys, drop=drop)
         finally:
             self._found = None
         away = [_away(hidden) for hidden in found]
-        return losses + WEIGHT * torch.stack(away).mean(dim=0)
+        return {**parts, "places": WEIGHT * torch.stack(away).mean(dim=0)}
 
     def _keep(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         if self._found is not None:

@@ -119,6 +119,29 @@ class TestStep:
         assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"backbone", "average"}
         module.on_load_checkpoint(checkpoint)
 
+    def test_a_loss_of_the_method_is_added_in_training_alone_and_logged(self, short, fit, tmp_path):
+        boxes = (
+            "conditioning=boxes",
+            "conditioning.boxes.attention_loss=0.5",
+            "conditioning.boxes.closed_by=projections",
+        )
+        cfg = short(tmp_path / "taught", *boxes, without=["conditioning"])
+        module = fit(cfg)
+        own, whole = (dict(logged(cfg, f"train/{name}")) for name in ("boxes", "loss"))
+        assert len(own) == 4
+        assert all(0 < own[step] < value for step, value in whole.items())
+        plain = fit(short(tmp_path / "plain", *boxes[::2], without=["conditioning"]))
+        plain.load_state_dict(module.state_dict())
+        assert plain.trainer.callback_metrics.keys() & {"train/boxes"} == set()
+        data = build_data(cfg)
+        dataset = PositionDataset(data.training_set, data._transform)
+        samples = collate([dataset[place] for place in (3, 17, 40)])
+        keys = samples.positions.tolist()
+        for training in (True, False):
+            module.train(training), plain.train(training)
+            with torch.no_grad():
+                assert torch.equal(module.losses(samples, keys), plain.losses(samples, keys)) is not training
+
     def test_a_unet_that_inpaints_is_refused_before_the_first_batch(self, short, backbone_named, tmp_path):
         parts = backbone_named("tiny_sd15")
         unet = UNet2DConditionModel.from_config({**parts.unet.config, "in_channels": 9})

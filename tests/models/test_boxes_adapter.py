@@ -15,7 +15,7 @@ from models.backbones.tiny import make_tiny
 from models.conditioning.adapter_file import save_adapter
 from models.conditioning.base import Conditioning, Text
 from models.conditioning.boxes import BoxesAdapter
-from models.conditioning.boxes.adapter import BoxPayload, GatedSelfAttention, phrase_vectors
+from models.conditioning.boxes.adapter import BoxPayload, GatedSelfAttention, attention_loss, phrase_vectors
 from models.objectives.draws import start_latents
 from scenes import Frame, Scene, SceneBatch, SceneObject
 
@@ -207,6 +207,73 @@ def test_gates_say_how_far_they_are_open(sd15, folders):
     )
 
 
+# --- the loss for what positions attend to -------------------------------------------------------------------------------
+
+
+def test_the_attention_loss_is_minus_the_log_of_the_share_that_goes_where_it_should():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4 + 2 + 1, 8)  # 4 positions, 2 objects, the null token
+    bias = torch.zeros(2, 1, 1, 7)
+    bias[1, ..., 5] = -math.inf  # the second scene has one object
+    bias[..., 6] = math.log(3)
+    under = torch.tensor(
+        [[[True, False], [True, True], [False, False], [False, True]], [[True, False]] * 2 + [[False, False]] * 2]
+    )
+    weights = (query @ key.transpose(-1, -2) / math.sqrt(8) + bias).softmax(dim=-1)
+    expected = []
+    for picture in range(2):
+        logs = []
+        for head in range(3):
+            for position in range(4):
+                share = weights[picture, head, position]
+                own = [place for place in range(2) if under[picture, position, place]]
+                right = sum(share[4 + place] for place in own) if own else 1 - share[4] - share[5]
+                logs.append(-math.log(right))
+        expected.append(sum(logs) / len(logs))
+    close(attention_loss(query, key, bias, under), torch.tensor(expected))
+
+
+def test_taught_where_to_look_it_computes_the_same_and_learns_queries_and_keys(sd15):
+    torch.manual_seed(0)
+    adapter = BoxesAdapter(sd15, closed_by="projections", attention_loss=0.5)
+    conditioning = Conditioning({"boxes": adapter})
+    conditioning.attach(sd15.unet)
+    batch = SceneBatch(SCENES[:3])
+    latents = start_latents(0, [one.id for one in batch.scenes], (4, *SIZE))
+    found = {}
+    for training in (True, False):
+        adapter.train(training)
+        inputs = conditioning(sd15, batch, batch.captions, SIZE)
+        found[training] = sd15.denoise(latents, times(3), inputs), conditioning.losses(inputs)
+    assert torch.equal(found[True][0], found[False][0])
+    assert found[False][1] == {}
+    losses = found[True][1]["boxes"]
+    assert losses.shape == (3,)
+    assert losses[0] == 0  # no box: nothing to look at, and no object to look away from
+    assert (losses[1:] > 0).all()
+    losses.sum().backward()
+    for fuser in adapter.fusers:
+        assert fuser.attn["to_q"].weight.grad.abs().sum() > 0
+        assert fuser.attn["to_k"].weight.grad.abs().sum() > 0
+    assert adapter.position_net.linears[0].weight.grad.abs().sum() > 0
+    gradient = adapter.fusers[0].attn["to_k"].weight.grad.clone()
+    adapter.zero_grad()
+    sd15.unet.enable_gradient_checkpointing()
+    adapter.train()
+    inputs = conditioning(sd15, batch, batch.captions, SIZE)
+    sd15.denoise(latents, times(3), inputs)
+    conditioning.losses(inputs)["boxes"].sum().backward()
+    close(adapter.fusers[0].attn["to_k"].weight.grad, gradient)
+    conditioning.detach(sd15.unet)
+    half = BoxesAdapter(sd15, closed_by="projections", attention_loss=0.25)
+    half.load_state_dict(adapter.state_dict())
+    conditioning = Conditioning({"boxes": half})
+    conditioning.attach(sd15.unet)
+    inputs = conditioning(sd15, batch, batch.captions, SIZE)
+    sd15.denoise(latents, times(3), inputs)
+    close(2 * conditioning.losses(inputs)["boxes"], losses)
+
+
 # --- what it starts from ------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +317,8 @@ def test_it_starts_published_reset_or_fresh(sd15, folders):
         ({"slots": 0}, "conditioning.boxes.slots: 0 is less than 1"),
         ({"overflow": "random"}, "conditioning.boxes.overflow: 'random' is unknown; take refuse, largest, score"),
         ({"mask": "boxes"}, "conditioning.boxes.mask: 'boxes' is unknown; take none, box"),
+        ({"attention_loss": -1.0}, "conditioning.boxes.attention_loss: -1.0 is negative; take 0"),
+        ({"attention_loss": 0.1, "mask": "box"}, "conditioning.boxes.attention_loss: with mask=box positions see only"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(backbone_named, settings, message):
