@@ -64,6 +64,7 @@ class Trainer:
     gradient_clip: float | None = 1.0  # largest norm of the gradient; null: none
     channels_last: bool = False
     compile: bool = False
+    gradient_checkpointing: bool = False  # compute a block's activations again in the backward pass, to save memory
     matmul: str = "high"  # float32 matrix products: highest, high (TF32 where there is one), medium
     deterministic: bool = False
     log_every: int = 10  # all of these in optimizer steps
@@ -205,6 +206,22 @@ class Paths:
 
 
 @dataclass(kw_only=True)
+class Planning:
+    """What `plan=true` reckons with; it changes nothing in a run."""
+
+    device: str = "a100_80gb"  # one of runtime.planning.DEVICES
+    devices: int = 8  # of each machine, where trainer.devices is auto
+    mfu: float = 0.4  # share of the device's peak that is reached
+    reserve: float = 2e9  # bytes of each device that are left free
+    objects: int = 8  # of a scene
+
+    def __post_init__(self) -> None:
+        """Refuses values that plan nothing."""
+        _at_least("planning.", self, devices=1, objects=1)
+        _fraction("planning.", self, "mfu")
+
+
+@dataclass(kw_only=True)
 class Train:
     """Root of `train.py`."""
 
@@ -223,6 +240,7 @@ class Train:
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampler: Sampler = field(default_factory=Sampler)
     trainer: Trainer = field(default_factory=Trainer)
+    planning: Planning = field(default_factory=Planning)
     drops: Drops = field(default_factory=Drops)
     ema: Ema = field(default_factory=Ema)
     logger: dict[str, Any] = field(default_factory=dict)

@@ -47,6 +47,7 @@ class SceneDiffusion(pl.LightningModule):
         max_nonfinite: batches with a non-finite loss that are left out (and counted) before the run stops.
         channels_last: keep the UNet and its input in channels-last memory.
         compiled: compile the UNet in place; keys stay as they are.
+        checkpointing: compute activations of the UNet's blocks again in the backward pass.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SceneDiffusion(pl.LightningModule):
         max_nonfinite: int = 0,
         channels_last: bool = False,
         compiled: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -79,6 +81,8 @@ class SceneDiffusion(pl.LightningModule):
             backbone.requires_grad_(True)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         backbone.unet.to(memory_format=self._format)
+        if checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
         if compiled:
             backbone.unet.compile()
         if unknown := sorted(set(drops.methods) - set(self.adapters)):

@@ -84,6 +84,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
         max_nonfinite=cfg.trainer.max_nonfinite,
         channels_last=cfg.trainer.channels_last,
         compiled=cfg.trainer.compile,
+        checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
     )
 
 

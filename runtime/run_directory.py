@@ -27,6 +27,7 @@ from runtime.keys import required_kind, suggestion
 CHANGEABLE = (
     "run",  # the folder may have moved
     "plan",
+    "planning",
     "paths",
     "logger",
     "callback",
@@ -38,6 +39,7 @@ CHANGEABLE = (
     "trainer.accumulate",
     "trainer.micro_batch",
     "trainer.compile",
+    "trainer.gradient_checkpointing",
     "trainer.channels_last",
     "trainer.max_steps",
     "trainer.log_every",

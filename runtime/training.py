@@ -37,6 +37,12 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     """
     if cfg.start_from is not None:
         checkpoint_of(cfg.start_from)  # refused before anything is made
+    if cfg.plan:
+        from runtime.planning import planned
+
+        module, lines = planned(cfg)
+        print(lines)
+        return module
     cfg = cfg.copy()
     cfg.trainer.accumulate = accumulation(cfg.batch_size, cfg.trainer)  # data.accumulate is made of it
     data = build_data(cfg)
@@ -47,8 +53,6 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     if (form := data.training_set.latents) is not None:
         module.backbone.check_latents(form.shape, factor=form.scaling_factor)
     print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
-    if cfg.plan:
-        return module
     directory.open(cfg)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
     trainer = build_trainer(cfg)

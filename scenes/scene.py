@@ -265,6 +265,7 @@ class SceneBatch:
         scenes: The B scenes.
         boxes: (B, N, 4) float32, xyxy in [0, 1] of each scene's frame; zeros where not valid.
         valid: (B, N) bool; False for padding and for an object without a box.
+        host: Both on the CPU, for what is decided there: copied from no device.
     """
 
     def __init__(self, scenes: Sequence[Scene], *, device: torch.device | str | None = None) -> None:
@@ -277,8 +278,8 @@ class SceneBatch:
                 if item.box is not None:
                     boxes[row, column] = item.box
                     valid[row, column] = True
-        self.boxes = torch.from_numpy(boxes).to(device)
-        self.valid = torch.from_numpy(valid).to(device)
+        self.host = torch.from_numpy(boxes), torch.from_numpy(valid)
+        self.boxes, self.valid = self.host[0].to(device), self.host[1].to(device)
 
     def __len__(self) -> int:
         """How many scenes there are (B)."""

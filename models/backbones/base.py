@@ -138,7 +138,7 @@ class Backbone(nn.Module, ABC):
             raise ValueError(
                 f"images: {height} x {width} px is not a multiple of latent_scale {self.latent_scale}; resize or crop them"
             )
-        low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+        low, high = (float(bound) for bound in torch.aminmax(images.detach())) if not images.is_meta else (0.0, 0.0)
         if not (low >= -1.001 and high <= 1.001):  # NaN fails too; the slack is what fp16 and resampling need
             raise ValueError(f"images: range [{low:.4g}, {high:.4g}] is outside [-1, 1]; give uint8 / 127.5 - 1")
         return self._encode(images, generator)

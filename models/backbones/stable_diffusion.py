@@ -11,7 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ class StableDiffusion(Backbone):
         )
 
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
+        with _full_precision(images.device):
             encoded: Any = self.vae.encode(images.float())
             posterior = encoded.latent_dist
             latents = posterior.mode() if generator is None else posterior.sample(generator)
@@ -221,7 +221,7 @@ class StableDiffusion(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], clamped, fp32, of latents (B, C, h, w)."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with _full_precision(latents.device):
             scaled = latents.float() / config_of(self.vae).scaling_factor + self._shift
             decoded: Any = self.vae.decode(scaled)
             return decoded.sample.clamp(-1, 1)
@@ -268,6 +268,11 @@ def stable_diffusion(
     kept = {key: settings[key] for key in ("dtype", "resolution", "size_ids") if key in settings}
     own = Path(path)
     return StableDiffusion.from_configs(own if (own / "unet" / "config.json").is_file() else components, **kept)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast, which the meta device does not know."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class RegionsAdapter(Adapter):
         regions = batch_regions(
             scenes, latent_size, rasterise=self.rasterise, most=self.max_regions, at_random=self.training
         )
-        boxes = scenes.boxes.tolist()
+        boxes = scenes.host[0].tolist()
         written = [
             RegionText(
                 texts=[texts[picture][place] for place in inside],

@@ -61,7 +61,7 @@ def batch_regions(
         The regions.
     """
     height, width = size
-    boxes, valid = scenes.boxes.cpu(), scenes.valid.cpu()
+    boxes, valid = scenes.host
     indices, owner, members, ious, unions, left_out = [], [], [], [], [], 0
     for picture in range(len(scenes)):
         if not valid[picture].any():
