@@ -205,6 +205,9 @@ class Paths:
     runs: str = "runs"
 
 
+PLANNED = ("v100_32gb", "rtx4090", "a6000", "l40s", "a100_40gb", "a100_80gb", "h100", "h200")
+
+
 @dataclass(kw_only=True)
 class Planning:
     """What `plan=true` reckons with; it changes nothing in a run."""
@@ -217,6 +220,7 @@ class Planning:
 
     def __post_init__(self) -> None:
         """Refuses values that plan nothing."""
+        _choose("planning.device", self.device, PLANNED)
         _at_least("planning.", self, devices=1, objects=1)
         _fraction("planning.", self, "mfu")
 

@@ -1,11 +1,13 @@
 """What `train.py plan=true` says: what a run would take of memory, work and time on other machines than this one.
 
-One step of the run's own module is done on the meta device, where tensors have shapes and no values: its operations are counted, and
-so is what it keeps for the backward pass. Nothing is loaded, nothing is written. Figures of devices are their makers'.
+One step of the run's own module is done on the meta device, where tensors have shapes and no values: its operations are
+counted, and so is what it keeps for the backward pass. Nothing is loaded, nothing is written. Figures of devices are those of
+their makers.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
 
 DAY = 86400
-SMALLER = "backbone.dtype=bfloat16, trainer.gradient_checkpointing=true, a smaller trainer.micro_batch and optimizer=adamw_8bit take less"
+SMALLER = (
+    "backbone.dtype=bfloat16, trainer.gradient_checkpointing=true, a smaller trainer.micro_batch and optimizer=adamw_8bit "
+    "take less"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,9 @@ def dry_pass(module: SceneDiffusion, count: int, *, objects: int, pictures: bool
 
     counter = FlopCounterMode(display=False)
     module.train()
-    with _fused_attention(counter) as attended, counter:
+    # without a vocabulary text is read as bytes, and soon too long: the number of prompt tokens is the same
+    with warnings.catch_warnings(), _fused_attention(counter) as attended, counter:
+        warnings.filterwarnings("ignore", message="text: ")
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             losses = module.losses(batch, list(range(count)), drop=False)
         losses.mean().backward()
@@ -138,16 +145,13 @@ def dry_pass(module: SceneDiffusion, count: int, *, objects: int, pictures: bool
 def _batch(module: SceneDiffusion, count: int, objects: int, *, pictures: bool) -> Batch:
     backbone = module.backbone
     items = tuple(
-        SceneObject(phrase=f"a thing of kind {number}", description="", label="thing", box=(0.1, 0.1, 0.5, 0.5))
-        for number in range(objects)
+        SceneObject(phrase=f"thing {number}", label="thing", box=(0.1, 0.1, 0.5, 0.5)) for number in range(objects)
     )
     ring = tuple(
-        Relation(subject=place, predicate="beside", object=(place + 1) % objects)
-        for place in range(objects)
-        if objects > 1
+        Relation(subject=place, predicate="by", object=(place + 1) % objects) for place in range(objects) if objects > 1
     )
     frame = Frame(original=(backbone.resolution, backbone.resolution))
-    scene = Scene(id="plan", caption="several things beside one another", objects=items, relations=ring, frame=frame)
+    scene = Scene(id="plan", caption="several things", objects=items, relations=ring, frame=frame)
     cells = backbone.resolution // backbone.latent_scale
     latents = torch.empty(count, backbone.latent_channels, cells, cells, device="meta")
     return Batch(
@@ -197,7 +201,7 @@ def _lines(
     device = DEVICES[cfg.planning.device]
     trained = sum(p.numel() for p in module.trained.parameters())
     frozen = {p: p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad}
-    average = {p for p in (module.average.parameters() if module.average is not None else ())}
+    average = set() if module.average is None else set(module.average.parameters())
     moments = 2 if "8bit" in cfg.optimizer["_target_"] else 8
     parts = {
         "frozen weights": sum(size for p, size in frozen.items() if p not in average),
@@ -214,12 +218,15 @@ def _lines(
     peak = device.peak if _is_half(cfg) else device.peak / 2
     rate = peak * cfg.planning.mfu / step
     days = cfg.trainer.max_steps / rate / DAY
-    brought = "no shards here to tell bytes from" if stored is None else f"{rate * cfg.batch_size * stored / 1e6:.1f} MB/s"
+    brought = (
+        "no shards here to tell bytes from" if stored is None else f"{rate * cfg.batch_size * stored / 1e6:.1f} MB/s"
+    )
     return [
-        f"plan       {ranks} x {cfg.planning.device} on {cfg.trainer.num_nodes} nodes, {cfg.trainer.precision}; {micro} samples at "
-        f"once x {accumulate} x {ranks} = {cfg.batch_size}",
+        f"plan       {ranks} x {cfg.planning.device} on {cfg.trainer.num_nodes} nodes, {cfg.trainer.precision}; {micro} samples "
+        f"at once x {accumulate} x {ranks} = {cfg.batch_size}",
         f"parameters {trained / 1e6:.1f} M trained, {sum(p.numel() for p in frozen if p not in average) / 1e6:.1f} M frozen",
-        f"memory     {total / 1e9:.1f} of {device.memory / 1e9:.0f} GB on each, {fits}: {told}, kept free {cfg.planning.reserve / 1e9:.1f}",
+        f"memory     {total / 1e9:.1f} of {device.memory / 1e9:.0f} GB on each, {fits}: {told}, "
+        f"kept free {cfg.planning.reserve / 1e9:.1f}",
         f"work       {step / 1e12:.2f} TFLOP a step on each, {one.flops / micro / 1e12:.3f} a sample",
         f"time       {rate:.2f} steps/s at MFU {cfg.planning.mfu:g}: {cfg.trainer.max_steps} steps in {days:.2f} days, "
         f"{days * ranks:.1f} GPU-days, {rate * cfg.batch_size * DAY / 1e6:.2f} M samples a day",
@@ -250,13 +257,18 @@ def _micro_batch(cfg: DictConfig, ranks: int) -> tuple[int, int]:
     return (micro, share) if micro else (share, cfg.trainer.accumulate)
 
 
+def shards_of(cfg: DictConfig) -> list[str]:
+    """The folders of shards that the run would read; none where one of them is not there yet."""
+    given = cfg.data.get("shards")
+    folders = [given] if isinstance(given, str) else list(given or ())
+    return folders if all(has_shards(folder) for folder in folders) else []
+
+
 def _stored(cfg: DictConfig) -> tuple[bool, float | None]:
     """Whether the data brings latents, and how many bytes a sample has; None where there are no shards yet."""
-    shards = cfg.data.get("shards")
-    folders = [folder for folder in (shards if not isinstance(shards, str | None) else [shards]) if folder]
-    if not folders or not all(has_shards(folder) for folder in folders):
+    indexes = [read_index(folder) for folder in shards_of(cfg)]
+    if not indexes:
         return False, None
-    indexes = [read_index(folder) for folder in folders]
     entries = [entry for index in indexes for entry in index["shards"]]
     size, count = sum(entry["bytes"] for entry in entries), sum(entry["count"] for entry in entries)
     return all("latents" in index for index in indexes), size / count

@@ -38,11 +38,7 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
     if cfg.start_from is not None:
         checkpoint_of(cfg.start_from)  # refused before anything is made
     if cfg.plan:
-        from runtime.planning import planned
-
-        module, lines = planned(cfg)
-        print(lines)
-        return module
+        return plan(cfg)
     cfg = cfg.copy()
     cfg.trainer.accumulate = accumulation(cfg.batch_size, cfg.trainer)  # data.accumulate is made of it
     data = build_data(cfg)
@@ -70,6 +66,27 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
         print(
             f"{directory.path}: finished at step {trainer.global_step}. Evaluate it: python evaluate.py run={directory.path}"
         )
+    return module
+
+
+def plan(cfg: DictConfig) -> SceneDiffusion:
+    """Says what the run would take, and what its data would give it where that is here; makes nothing.
+
+    Args:
+        cfg: the composed configuration.
+
+    Returns:
+        The module, on the meta device.
+    """
+    from runtime.planning import planned, shards_of
+
+    module, lines = planned(cfg)
+    print(lines)
+    if shards_of(cfg):
+        data = build_data(cfg)
+        data.setup("fit")
+        check_fit(module.conditioning, data.provides, data=cfg.data.shards)
+        print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
     return module
 
 
