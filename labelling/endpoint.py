@@ -160,7 +160,9 @@ class Endpoint(VisionLanguage):
         self._model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.sampling, self.sent, self.patience = sampling or Sampling(), sent or Sent(), patience or Patience()
         self.concurrent = self.patience.concurrent
-        self._not_before = 0.0  # of every request, on the clock of `time.monotonic`: a limit of rate holds for all of them
+        self._not_before = (
+            0.0  # of every request, on the clock of `time.monotonic`: a limit of rate holds for all of them
+        )
 
     @property
     def model(self) -> str:
@@ -243,6 +245,10 @@ class Endpoint(VisionLanguage):
         except httpx.TimeoutException:
             failure = NoAnswer(f"{self.model}: no response in {self.patience.timeout:g} s", reason="timeout")
             raise _Again(failure) from None
+        except httpx.InvalidURL as error:
+            raise PartMissing(
+                f"base_url={self.base_url}: is no address ({error}); give one such as https://HOST/v1"
+            ) from None
         except httpx.TransportError as error:
             failure = NoAnswer(f"{self.model}: {type(error).__name__}: {error}", reason="connection")
             raise _Again(failure) from None

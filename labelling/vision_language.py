@@ -85,15 +85,17 @@ class Price:
     """What tokens cost, in any currency.
 
     Attributes:
-        tokens_in: Of a million tokens of questions.
-        tokens_out: Of a million tokens of answers.
+        tokens_in: Of a million tokens of questions; None where it is not known.
+        tokens_out: Of a million tokens of answers; None where it is not known.
     """
 
-    tokens_in: float
-    tokens_out: float
+    tokens_in: float | None = None
+    tokens_out: float | None = None
 
-    def of(self, tokens_in: int, tokens_out: int) -> float:
-        """What so many tokens cost."""
+    def of(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What so many tokens cost; None where a price is not known."""
+        if self.tokens_in is None or self.tokens_out is None:
+            return None
         return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
 
 
@@ -107,7 +109,7 @@ class Account:
         tokens_in: Tokens spent on questions, those without an answer among them.
         tokens_out: Tokens spent on answers.
         failures: Questions without an answer, by reason.
-        price: What tokens cost, if it is known.
+        price: What tokens cost.
     """
 
     answered: int = 0
@@ -115,7 +117,7 @@ class Account:
     tokens_in: int = 0
     tokens_out: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    price: Price | None = None
+    price: Price = field(default_factory=Price)
 
     def add(self, outcome: Answer | NoAnswer) -> None:
         """Count what came of one question."""
@@ -132,9 +134,10 @@ class Account:
     def __str__(self) -> str:
         """The account in one line."""
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.failures.items()))
-        cost = "" if self.price is None else f", cost {self.price.of(self.tokens_in, self.tokens_out):.4f}"
+        spent = self.price.of(self.tokens_in, self.tokens_out)
+        cost = "" if spent is None else f", cost {spent:.4f}"
         return (
-            f"{self.answered} asked and answered, {self.cached} from the cache, {self.failures.total()} failed"
+            f"{self.answered} answered, {self.cached} more from the cache, {self.failures.total()} failed"
             f"{f' ({reasons})' if reasons else ''}; {self.tokens_in} tokens in, {self.tokens_out} out{cost}"
         )
 
@@ -154,7 +157,9 @@ def picture_hash(picture: np.ndarray | None) -> str:
     if picture is None:
         return ""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-        raise ValueError(f"picture: {picture.dtype} {picture.shape} cannot be shown; give (H, W, 3) uint8 RGB in 0..255")
+        raise ValueError(
+            f"picture: {picture.dtype} {picture.shape} cannot be shown; give (H, W, 3) uint8 RGB in 0..255"
+        )
     head = "x".join(map(str, picture.shape)) + "\n"
     return hashlib.sha256(head.encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
 
@@ -187,7 +192,7 @@ class VisionLanguage(Part):
     ) -> None:
         if max_failures is not None and max_failures < 0:
             raise ValueError(f"max_failures={max_failures}: give 0 or more, or null for no limit")
-        self.account = Account(price=price)
+        self.account = Account(price=price or Price())
         self.max_failures = max_failures
         self._files = None if cache is None else AnswerFiles(cache)
         self._faults = 0
@@ -365,7 +370,9 @@ class RecordedAnswers(VisionLanguage):
         assert self._recorded is not None
         known = self._recorded.get((picture_hash(question.picture), text_hash(question.prompt)))
         if known is None:
-            raise NoAnswer(f"{self.path}: has no answer to this picture and prompt", reason="not recorded", is_fault=False)
+            raise NoAnswer(
+                f"{self.path}: has no answer to this picture and prompt", reason="not recorded", is_fault=False
+            )
         return _answer_of(known)
 
 
@@ -379,5 +386,7 @@ def _recorded_in(path: str, model: str | None) -> dict[tuple[str, str], dict[str
             continue
         key = record["picture"], record["prompt"]
         if found.setdefault(key, record)["answer"] != record["answer"]:
-            raise PartMissing(f"{where}: another answer to the same question; keep one, or choose one model with model=NAME")
+            raise PartMissing(
+                f"{where}: another answer to the same question; keep one, or choose one model with model=NAME"
+            )
     return found
