@@ -173,7 +173,7 @@ def test_two_processes_share_a_folder(tmp_path):
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
-        said = [process.communicate(timeout=120)[0].split() for process in processes]
+        said = [process.communicate(timeout=300)[0].split() for process in processes]
         assert all(process.returncode == 0 for process in processes)
         before = len(server.bodies)
         assert sum(int(count) for counts in said for count in counts) == 60

@@ -89,7 +89,7 @@ WRONG = [
     (says("A house by a lake."), "unparsable answer", "the answer is no JSON"),
     (says('{"objects": []}'), "malformed entry", "items: missing"),
     (says('{"items": [], "relations": []}'), "empty graph", "items: is empty"),
-    (says(json.dumps({"items": GRAPH["items"], "relations": [[3, "on", 5]]})), "malformed entry", "item1"),
+    (says(json.dumps({"items": GRAPH["items"], "relations": [[3, "on", 5]]})), "malformed entry", "relation: missing"),
     (
         says(json.dumps({**GRAPH, "relations": [{"item1": 3, "relation": "on", "item2": 4}]})),
         "relation to an unknown item",
