@@ -31,6 +31,7 @@ TEMPLATE = (
 )
 PICTURES = np.random.default_rng(0).integers(0, 255, (3, 10, 14, 3), dtype=np.uint8)
 PROMPT = "what is this ?"
+SEED = 5
 
 
 def tokenizer():
@@ -43,10 +44,8 @@ def tokenizer():
     return made
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a model, of its processor too."""
-    path = tmp_path_factory.mktemp("llava")
+def saved(path, *, seed):
+    """A model with random weights in a folder, with its processor."""
     side, patch = 28, 14
     vision = CLIPVisionConfig(
         hidden_size=16,
@@ -68,7 +67,7 @@ def folder(tmp_path_factory):
         pad_token_id=0,
         initializer_range=0.6,  # otherwise it says one word for ever
     )
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
     network = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():  # neither padding nor pictures are words, and an answer ends
@@ -86,6 +85,12 @@ def folder(tmp_path_factory):
         num_additional_image_tokens=1,
     ).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose answers to the three pictures end, and are not all the same."""
+    return saved(tmp_path_factory.mktemp("llava"), seed=SEED)
 
 
 def local(folder, **settings):
