@@ -10,12 +10,14 @@ import base64
 import io
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Self
 
 import httpx
@@ -160,6 +162,7 @@ class Endpoint(VisionLanguage):
         self._model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.sampling, self.sent, self.patience = sampling or Sampling(), sent or Sent(), patience or Patience()
         self.concurrent = self.patience.concurrent
+        self._http: httpx.Client | None = None
         self._not_before = (
             0.0  # of every request, on the clock of `time.monotonic`: a limit of rate holds for all of them
         )
@@ -235,13 +238,8 @@ class Endpoint(VisionLanguage):
         key = self._key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
-            # a connection for each request: an answer takes seconds, and none is left open between batches
-            response = httpx.post(
-                f"{(self.base_url or '').rstrip('/')}/chat/completions",
-                json=body,
-                headers=headers,
-                timeout=self.patience.timeout,
-            )
+            address = f"{(self.base_url or '').rstrip('/')}/chat/completions"
+            response = self._client().post(address, json=body, headers=headers)
         except httpx.TimeoutException:
             failure = NoAnswer(f"{self.model}: no response in {self.patience.timeout:g} s", reason="timeout")
             raise _Again(failure) from None
@@ -277,6 +275,14 @@ class Endpoint(VisionLanguage):
         declined = "content" in said.get("code", "") or "policy" in said.get("code", "")
         return NoAnswer(what, reason="declined" if declined else f"status {status}", is_fault=not declined)
 
+    def _client(self) -> httpx.Client:
+        """Who asks. Every request has a connection of its own: an answer takes seconds, and none is left open between batches."""
+        with self._lock:
+            if self._http is None:
+                limits = httpx.Limits(max_keepalive_connections=0)
+                self._http = httpx.Client(timeout=self.patience.timeout, limits=limits, verify=_certificates())
+            return self._http
+
     def _key(self) -> str | None:
         if self.api_key_env is None:
             return None
@@ -287,6 +293,12 @@ class Endpoint(VisionLanguage):
                 "or give api_key_env=null for an endpoint without keys"
             )
         return key
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust; read once, since that takes longer than a request."""
+    return httpx.create_ssl_context()
 
 
 def _read(model: str, body: Any, max_tokens: int | None) -> Answer:
