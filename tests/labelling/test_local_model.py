@@ -1,0 +1,157 @@
+"""A model of transformers on this machine: a tiny LLaVA with random weights, saved and opened as any other."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from labelling.local_model import LocalModel
+from labelling.parts import PartMissing
+from labelling.vision_language import NoAnswer, Question
+
+WORDS = (
+    "what is this ? a red blue green old tall house dog tree lake sky near on under of stone USER ASSISTANT :".split()
+)
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+TEMPLATE = (
+    "{% for message in messages %}USER : {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT : {% endif %}"
+)
+PICTURES = np.random.default_rng(0).integers(0, 255, (3, 10, 14, 3), dtype=np.uint8)
+PROMPT = "what is this ?"
+SEED = 5
+
+
+def tokenizer():
+    words = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    model = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = Whitespace()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    made = PreTrainedTokenizerFast(tokenizer_object=model, **names)
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return made
+
+
+def saved(path, *, seed):
+    """A model with random weights in a folder, with its processor."""
+    side, patch = 28, 14
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=side,
+        patch_size=patch,
+    )
+    text = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.6,  # otherwise it says one word for ever
+    )
+    torch.manual_seed(seed)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
+    network = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():  # neither padding nor pictures are words, and an answer ends
+        network.lm_head.weight[[0, 1, 3, 4]] = -10 * network.lm_head.weight[2].sign()
+    network.generation_config.eos_token_id = [2, *range(20, 26)]
+    network.save_pretrained(path)
+    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer(),
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose answers to the three pictures end, and are not all the same."""
+    return saved(tmp_path_factory.mktemp("llava"), seed=SEED)
+
+
+def local(folder, **settings):
+    return LocalModel(**{"model": folder, "dtype": "float32", "max_tokens": 40, **settings}).to("cpu")
+
+
+def test_it_answers_in_its_own_words_and_counts_tokens(folder):
+    model = local(folder)
+    answers = [model.ask(picture, PROMPT) for picture in PICTURES]
+    assert len({answer.text for answer in answers}) > 1  # it looks at the picture
+    for answer in answers:
+        assert set(answer.text.split()) <= set(WORDS)
+        # USER : <image> (four patches) what is this ? ASSISTANT :
+        assert answer.tokens_in == 2 + 4 + 4 + 2
+        assert 1 <= answer.tokens_out <= 40
+    assert model.ask(None, PROMPT).tokens_in == 8
+    assert [local(folder).ask(picture, PROMPT) for picture in PICTURES] == answers
+
+
+def test_answers_by_chance_depend_on_the_question_and_the_seed_alone(folder):
+    model = local(folder, temperature=1.5)
+    questions = [Question(picture=picture, prompt=PROMPT) for picture in PICTURES]
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    forward = model.ask_all(questions)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert local(folder, temperature=1.5).ask_all(questions[::-1])[::-1] == forward
+    others = [local(folder, temperature=1.5, seed=seed).ask_all(questions) for seed in range(1, 4)]
+    assert any(other != forward for other in others)
+
+
+def test_an_answer_that_does_not_end_is_a_failure(folder):
+    lengths = {
+        answer.tokens_out for answer in local(folder).ask_all([Question(picture=p, prompt=PROMPT) for p in PICTURES])
+    }
+    model = local(folder, max_tokens=max(lengths) - 1)
+    outcomes = model.ask_all([Question(picture=picture, prompt=PROMPT) for picture in PICTURES])
+    cut = [outcome for outcome in outcomes if isinstance(outcome, NoAnswer)]
+    assert cut
+    assert f"cut at max_tokens={max(lengths) - 1}" in str(cut[0])
+    assert model.account.failures["cut answer"] == len(cut)
+
+
+def test_answers_are_kept_without_the_model(folder, tmp_path):
+    first = local(folder, cache=str(tmp_path)).ask(PICTURES[0], PROMPT)
+    unopened = LocalModel(model=folder, dtype="float32", max_tokens=40, cache=str(tmp_path))
+    assert unopened.ask(PICTURES[0], PROMPT).text == first.text
+    assert unopened.account.cached == 1
+
+
+def test_what_is_no_such_model_is_missing(tmp_path, folder):
+    with pytest.raises(PartMissing, match="cannot be opened as image-text-to-text") as caught:
+        local(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(PartMissing, match=f"model={tmp_path}"):
+        local(str(tmp_path))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("dtype", "int8"), ("max_tokens", 0), ("temperature", -1.0)])
+def test_wrong_settings_are_refused_by_name(setting, value):
+    with pytest.raises(ValueError, match=f"{setting}={value}"):
+        LocalModel(model="m", **{setting: value})
