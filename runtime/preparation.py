@@ -74,24 +74,43 @@ def make(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> Non
     _end(cfg, ranks, report)
 
 
-def check(cfg: DictConfig) -> None:
-    """Reads every byte of the shards again, compares, and looks at every scene.
+def check(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
+    """Reads every byte of the shards again, compares, and looks at every scene and picture.
 
     Args:
         cfg: what `prepare.py` was asked for; `shards` is the folder to read.
+        environment: tells this process's rank, whose share is checked.
 
     Raises:
         ShardError: something differs or is wrong; the report names it.
     """
-    from datamodules.shards import check_shards
+    from preparation.checking import check_folder
 
-    report = check_shards(cfg.shards)
+    ranks = _ranks(environment)
+    with _told(cfg, ranks) as progress:
+        report = check_folder(cfg.shards, ranks=ranks, progress=progress)
     print(report)
-    if not report.ok:
-        raise ShardError(f"shards={cfg.shards}: does not match its index; prepare it again")
+    if report.faults:
+        raise ShardError(
+            f"shards={cfg.shards}: {len(report.faults)} faults (the first: {report.faults[0]}); prepare it again"
+        )
 
 
-TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "check": check}
+def stats(cfg: DictConfig) -> None:
+    """Counts what is in shards, and draws charts of it.
+
+    Args:
+        cfg: what `prepare.py` was asked for: `shards`, `out`.
+    """
+    from preparation.statistics import told, write_statistics
+
+    with _told(cfg, Ranks()) as progress:
+        found = write_statistics(cfg.shards, cfg.out, progress=progress)
+    print(told(found))
+    print(f"{cfg.out}: statistics.json and charts")
+
+
+TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "stats": stats, "check": check}
 
 
 def prepare(cfg: DictConfig) -> None:

@@ -165,9 +165,9 @@ class LaionSg(FileSource):
         """Where the ids of wanted entries are, so that a span of entries knows of those before it."""
         places: dict[str, list[int]] = defaultdict(list)
         for place, item in enumerate(self._list):
-            if isinstance(item, dict) and isinstance(item.get("relations"), list):
-                if self._unwanted(len(item["relations"])) is None:
-                    places[str(item.get("img_id"))].append(place)
+            relations = item.get("relations") if isinstance(item, dict) else None
+            if isinstance(relations, list) and self._unwanted(len(relations)) is None:
+                places[str(item.get("img_id", ""))].append(place)
         return places
 
     def _is_graph(self, place: int) -> bool:
