@@ -139,7 +139,7 @@ class Report:
             ("skipped, were whole", len(self.whole)),
             ("failed", len(self.failed)),
             *([("not begun", len(self.not_begun))] if self.not_begun else []),
-            *([("with other processes", len(self.elsewhere))] if self.elsewhere else []),
+            *([("of other processes", len(self.elsewhere))] if self.elsewhere else []),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {number:>8}" for name, number in rows]
