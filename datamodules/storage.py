@@ -15,7 +15,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 PARTIAL = ".partial"
 
@@ -65,12 +64,15 @@ class Folder(ABC):
         """Gives a file of this machine with the content of a file, to be read within the block."""
 
     @abstractmethod
-    def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Gives a file of this machine to write to; when the block ends well it takes the name, whole, in place of any other."""
+    def writing(self, name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[Path]:
+        """Gives a file of this machine to write to; when the block ends well it takes the name, whole, in place of any other.
 
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a small file, all of it or nothing."""
-        with self.writing(name) as path:
+        Where others may write the same file at the same time it is `shared`; else what they left is taken for a killed writer's.
+        """
+
+    def write(self, name: str, content: bytes, *, shared: bool = False) -> None:
+        """Writes a small file, all of it or nothing; `shared` as in `writing`."""
+        with self.writing(name, shared=shared) as path:
             path.write_bytes(content)
 
 
@@ -151,18 +153,20 @@ class LocalFolder(Folder):
         yield self.path / name
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def writing(self, name: str, *, shared: bool = False) -> Iterator[Path]:
         """As `Folder`: beside its place, handed to the disk and renamed; what killed writers of the same file left goes.
 
         Args:
             name: The file.
+            shared: Whether others may be writing it too.
 
         Yields:
             The path to write to.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".{name}.*{PARTIAL}"):
-            left.unlink(missing_ok=True)
+            if not shared or _is_of_the_dead(left):
+                left.unlink(missing_ok=True)
         path = self.path / f".{name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
         try:
             yield path
@@ -246,11 +250,12 @@ class RemoteFolder(Folder):
             yield path
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def writing(self, name: str, *, shared: bool = False) -> Iterator[Path]:
         """As `Folder`: it is sent when it is whole, and object stores show what is sent when all of it is there.
 
         Args:
             name: The file.
+            shared: Means nothing here.
 
         Yields:
             The path to write to.
@@ -271,10 +276,19 @@ def _temporary(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
+def _is_of_the_dead(left: Path) -> bool:
+    """Whether a process of this machine that is no more was writing a file."""
+    host, _, process = left.name.removesuffix(PARTIAL).rpartition("-")
+    if not host.endswith(f".{socket.gethostname()}") or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def _is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(PARTIAL)
-
-
-def remote(place: Any) -> bool:
-    """Whether a place is an address rather than a path."""
-    return "://" in str(place) and not str(place).startswith("file://")

@@ -344,7 +344,7 @@ class _Engine:
         content = _json(index)
         with _writing_to(self.out):
             if not (self.out.has(INDEX) and self.out.read(INDEX) == content):
-                self.out.write(INDEX, content)
+                self.out.write(INDEX, content, shared=True)
         return index
 
 
@@ -424,7 +424,7 @@ def _claim(work: Work, out: Folder) -> None:
             raise ShardError(
                 f"out={out}: is there already, and is no unfinished work; choose another folder or remove it first"
             )
-        out.write(MANIFEST, _json({**work.manifest, "project": project_version()}))
+        out.write(MANIFEST, _json({**work.manifest, "project": project_version()}), shared=True)
     try:
         begun = json.loads(out.read(MANIFEST))
         begun.pop("project")
