@@ -113,6 +113,7 @@ class LocalModel(VisionLanguage):
         """
         if self._network is None:
             self.to("cpu")
+        network: Any = self._network
         content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
         if question.picture is not None:
             content.insert(0, {"type": "image", "image": Image.fromarray(question.picture)})
@@ -122,13 +123,13 @@ class LocalModel(VisionLanguage):
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        ).to(self._network.device, dtype=self._network.dtype)
+        ).to(network.device, dtype=network.dtype)
         length = inputs["input_ids"].shape[1]
         drawn = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        with _seeded(question, self.seed, self._network.device):
-            tokens = self._network.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[0, length:]
+        with _seeded(question, self.seed, network.device):
+            tokens = network.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[0, length:]
         spent = {"tokens_in": length, "tokens_out": len(tokens)}
-        ends = self._network.generation_config.eos_token_id
+        ends = network.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         if len(tokens) >= self.max_tokens and int(tokens[-1]) not in ends:
             told = f"{self.model}: the answer is cut at max_tokens={self.max_tokens}; allow more"
