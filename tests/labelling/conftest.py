@@ -58,7 +58,7 @@ def grounding_dino(tmp_path_factory):
                 num_attention_heads=2,
                 intermediate_size=16,
             ),
-            d_model=16,
+            d_model=32,
             encoder_layers=1,
             encoder_ffn_dim=16,
             encoder_attention_heads=2,
