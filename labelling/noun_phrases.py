@@ -54,8 +54,8 @@ AMOUNTS = frozenset(
 )
 # A run of these alone names nothing: it goes on behind a comma, and is left out where nothing follows.
 ADJECTIVES = frozenset(
-    """big black blue bright brown colorful colourful cute dark empty gold golden gray green grey happy huge large light little
-    long modern narrow new old orange pink plain purple red round short silver small square striped tall thick thin tiny white
+    """big black blue bright brown colorful colourful cute dark empty golden gray green grey happy huge large little
+    long modern narrow new old pink plain purple red round short silver small striped tall thick thin tiny white
     wide yellow young""".split()
 )
 

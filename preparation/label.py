@@ -20,6 +20,7 @@ from datamodules.sources.files import centre_window
 from labelling.opening import batches, versions
 from labelling.parts import Describer, Detections, Detector, Part, Segmenter, Tagger
 from preparation.stage import PICTURES, Sample, Stage
+from preparation.work import project_version
 from scenes import Frame, Scene, SceneObject
 from scenes import masks as mask_math
 from scenes.checks import TOLERANCE
@@ -317,7 +318,7 @@ class Label(Stage):
             if commit := getattr(part, "commit", None):
                 made_with[kind] = {**made_with[kind], "commit": commit}
         packages = sorted({name for part in self.parts.values() if (name := getattr(part, "package", None))})
-        return {**made_with, "versions": versions("scenograph", *packages)}
+        return {**made_with, "versions": {"scenograph": project_version(), **versions(*packages)}}
 
 
 def _found(work: _Work) -> Detections:
