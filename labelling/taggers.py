@@ -194,7 +194,7 @@ class ClassifierTagger(_ScoringTagger):
     """An image classifier of transformers: its own classes that are likely.
 
     Args:
-        settings: As in `_ScoringTagger`.
+        **settings: As in `_ScoringTagger`.
     """
 
     def _open(self) -> torch.nn.Module:
@@ -225,7 +225,7 @@ class ZeroShotTagger(_ScoringTagger):
         words: The words.
         file: A text file with a word on each line, in place of `words`.
         template: The text for a word, with {} in its place.
-        settings: As in `_ScoringTagger`.
+        **settings: As in `_ScoringTagger`.
 
     Raises:
         ValueError: There is no word, the template has no place for it, or a number is out of its range.
