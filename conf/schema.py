@@ -336,6 +336,10 @@ class Prepare:
     task: str = "convert"
     source: Any = None
     stage: Any = None  # what a task does that makes shards of shards; task=NAME chooses stage=NAME
+    tagger: Any = None  # of task=label: what names things in pictures,
+    detector: Any = None  # finds them,
+    segmenter: Any = None  # outlines them,
+    describer: Any = None  # and describes them
     shards: str | None = None  # folder of shards that a task other than convert reads, or its address
     out: str | None = None  # folder that a task makes, or its address
     shard_size: int = 1000  # of task=convert: samples to a shard
