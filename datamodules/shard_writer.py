@@ -182,7 +182,7 @@ def _encode(scene: Scene, content: Content, picture_format: str, form: LatentFor
     text = json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     encoded = io.BytesIO()
     if isinstance(content, np.ndarray):
-        if form is None or content.shape != form.shape:
+        if form is None or content.shape != form.stored_shape:
             raise ShardError(
                 f"scene {scene.id!r}: latent of shape {content.shape} where the source's latent_form is {form}; "
                 "correct the source"
