@@ -314,6 +314,7 @@ class Prepare:
 
     task: str = "convert"
     source: Any = None
+    backbone: Any = None  # whose autoencoder or text encoders a stage runs
     shards: str | None = None  # folder of shards that a task other than convert reads
     out: str | None = None  # folder that task=convert makes
     shard_size: int = 1000  # samples to a shard
