@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS, _LATENTS = range(6)  # what a draw is for; each has its own stream of random numbers
+_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS, _LATENTS = range(
+    6
+)  # what a draw is for; each has its own stream of random numbers
 _COINS = 4096  # drawn together
 _REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
 

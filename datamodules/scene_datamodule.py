@@ -130,7 +130,9 @@ class SceneDataModule(pl.LightningDataModule):
             relations=relations,
             relations_per_object=relations_per_object,
         )
-        self._transform = replace(self._validation_transform, flip=flip, seed=seed, caption=caption, posterior=posterior)
+        self._transform = replace(
+            self._validation_transform, flip=flip, seed=seed, caption=caption, posterior=posterior
+        )
         self._make = _own(self.folders[0], make)
         self._make_validation = _own(self.validation_shards, make_validation)
 
@@ -300,8 +302,8 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
         The samples.
 
     Raises:
-        ShardError: They are latents of another size, or to be mirrored without mirrored ones; or relations are asked for of boxes that are not
-            there.
+        ShardError: They are latents of another size, or to be mirrored without mirrored ones; or relations are
+            asked for of boxes that are not there.
     """
     stored = ShardSet(path)
     if transform.relations == "boxes" and "boxes" not in stored.provides:

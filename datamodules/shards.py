@@ -1,8 +1,9 @@
 """Shards: Scenes and their pictures in tar files of webdataset's form, written once, read at random.
 
 A folder of shards holds `000000.tar`, `000001.tar`, ... and `index.json`; a sample is `<key>.png` or
-`<key>.jpg`, or `<key>.latent.npy` in place of a picture (with `<key>.latent_flipped.npy` of the mirrored one), beside
-`<key>.scene.json` and what else a stage of preparation wrote. Here are reading by number and checking; `shard_writer.py` writes, `shard_index.py` knows the index. In which order samples are read is in
+`<key>.jpg`, or `<key>.latent.npy` in place of a picture (with `<key>.latent_flipped.npy` of the mirrored one),
+beside `<key>.scene.json` and what else a stage of preparation wrote. Here are reading by number and
+checking; `shard_writer.py` writes, `shard_index.py` knows the index. In which order samples are read is in
 `order.py`, what becomes of a picture in `transforms.py`.
 """
 

@@ -1,8 +1,8 @@
 """From a stored record to a training sample: size, mirroring, value range, caption; the Scene moves along.
 
-Whether a picture is mirrored, which caption it has and which latent is drawn from stored moments depends on (seed, position)
-alone, so a resumed run sees what an unbroken one sees. Nothing here draws from a generator of the process. Legend: H = W = resolution, (C, h, w)
-a latent.
+Whether a picture is mirrored, which caption it has and which latent is drawn from stored moments depends on
+(seed, position) alone, so a resumed run sees what an unbroken one sees. Nothing here draws from a generator of the
+process. Legend: H = W = resolution, (C, h, w) a latent.
 """
 
 from dataclasses import dataclass, replace

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datamodules.sources.base import LatentForm
+from datamodules.sources.base import LatentForm, LeftOut
 from datamodules.transforms import SceneTransform, to_tensor
 from models.backbones.base import Backbone
 from models.objectives.draws import scene_generator
@@ -41,8 +41,8 @@ class Latents(Stage):
         resolution: Height and width of the pictures that are encoded, px; None takes the backbone's.
         resize: How pictures become square, as in `SceneTransform`; training on latents has no choice any more.
         min_area: Objects that cover less than this share of the square go; 0 leaves that to training.
-        store: "moments" stores mean and log-variance, so that training can draw; "mode" the mean alone; "sample" one draw, as latents
-            are published, its noise a function of (seed, scene id).
+        store: "moments" stores mean and log-variance, so that training can draw; "mode" the mean alone; "sample" one draw, as
+            latents are published, its noise a function of (seed, scene id).
         flipped: Whether the mirrored picture's is stored too, so that training can mirror.
         dtype: "float16" or "float32", of what is stored.
         precision: "float32", "bfloat16" or "float16": what the autoencoder runs in. SDXL's own overflows in float16.
@@ -131,10 +131,12 @@ class Latents(Stage):
         resolution = backbone.resolution if self._resolution is None else self._resolution
         if resolution < 1 or resolution % backbone.latent_scale:
             raise ValueError(
-                f"stage.resolution={resolution}: is no multiple of the {backbone.latent_scale} px of a latent's cell; give one that is"
+                f"stage.resolution={resolution}: is no multiple of the {backbone.latent_scale} px of a latent's cell; "
+                "give one that is"
             )
         if backbone.autoencoder is not None:
-            backbone.autoencoder.to(PRECISIONS[self._precision])
+            # torch's own `to`: diffusers' warns of parts that want float32, and this one has none
+            nn.Module.to(backbone.autoencoder, PRECISIONS[self._precision])
         return backbone
 
     @property
@@ -151,7 +153,7 @@ class Latents(Stage):
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """As in `Stage`; the next pictures are decoded, and the next batch is queued, while one is encoded."""
-        self.left_out = type(self.left_out)()
+        self.left_out = LeftOut()
         with ThreadPoolExecutor(self._threads) as pool:
             squares = self._sound(self._decoded(samples, pool))
             queued: tuple[list[Sample], Tensor] | None = None
@@ -206,13 +208,15 @@ class Latents(Stage):
     def _stored(self, samples: list[Sample], moments: Tensor) -> Iterator[Sample]:
         """Yields samples with what is to be stored of their (B, K, 2C, h, w) moments."""
         for sample, each in zip(samples, moments.float().cpu().numpy(), strict=True):
-            latents = self._chosen(each, sample.scene.id).astype(DTYPES[self._dtype])
+            with np.errstate(over="ignore"):  # said below
+                latents = self._chosen(each, sample.scene.id).astype(DTYPES[self._dtype])
             if np.isfinite(latents).all():
                 yield sample.with_latent(latents[0], flipped=latents[1] if self._flipped else None)
             else:
                 self.left_out.skip(
-                    f"sample {sample.key}: scene {sample.scene.id}: its latent is not finite in {self._precision}; set "
-                    "stage.precision=float32, or an autoencoder for half precision as backbone.vae"
+                    f"sample {sample.key}: scene {sample.scene.id}: its latent, made in {self._precision} and stored in "
+                    f"{self._dtype}, is not finite; set both to float32 (stage.precision, stage.dtype), or name an autoencoder "
+                    "for half precision as backbone.vae"
                 )
 
     def _chosen(self, moments: np.ndarray, scene_id: str) -> np.ndarray:

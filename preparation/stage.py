@@ -70,7 +70,11 @@ class Sample:
         """
         gone = {*PICTURES, LATENT, LATENT_FLIPPED}
         kept = {name: content for name, content in self.members.items() if name not in gone}
-        made = {LATENT: _encoded(latent)} if flipped is None else {LATENT: _encoded(latent), LATENT_FLIPPED: _encoded(flipped)}
+        made = (
+            {LATENT: _encoded(latent)}
+            if flipped is None
+            else {LATENT: _encoded(latent), LATENT_FLIPPED: _encoded(flipped)}
+        )
         return replace(self, members={**kept, **made})
 
 

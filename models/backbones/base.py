@@ -142,8 +142,8 @@ class Backbone(nn.Module, ABC):
             images: (B, 3, H, W) float pictures in [-1, 1]; H and W multiples of `latent_scale`.
 
         Returns:
-            (B, 2C, h, w) float: C channels of the mean, which is the mode, then C of the logarithm of the variance, both of latents
-            at the scale the denoiser works at.
+            (B, 2C, h, w) float: C channels of the mean, which is the mode, then C of the logarithm of the variance, both of
+            latents at the scale the denoiser works at.
 
         Raises:
             ValueError: another range, shape or size.
