@@ -124,6 +124,9 @@ class Latents(Stage):
     def backbone(self) -> Backbone:
         """The backbone, opened when it is first asked for, its autoencoder in the precision that was set.
 
+        Returns:
+            It, frozen.
+
         Raises:
             ValueError: The resolution is no multiple of its cells.
         """
