@@ -5,10 +5,11 @@ Here is what a stage over shards is as work; how work is split, survives kills a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,8 @@ class StageWork(Work):
         if told is own or not own.skipped:
             return told
         joined = LeftOut()
-        for part in (own, told):
-            joined.counts.update(part.counts)
-            joined.tallies.update(part.tallies)
-            joined.skipped += part.skipped
-            joined.bad += part.bad
-            joined.notes += part.notes
+        joined.add(own)
+        joined.add(told)
         return joined
 
     def index(self, total: LeftOut) -> dict[str, Any]:
@@ -204,15 +201,7 @@ def read_samples(folder: Folder, entry: ShardEntry) -> Iterator[Sample | str]:
     Raises:
         ShardError: The shard is missing, truncated or changed, or holds other samples than the index says.
     """
-    if (fault := fault_of(folder, entry, "size")) is not None:
-        raise ShardError(f"shards={folder}: {fault}; copy it again or {MAKE_AGAIN}")
-    with folder.reading(entry.name) as path:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise ShardError(
-                    f"shards={folder}: {entry.name} has changed: its sha256 is not the one in {INDEX}; copy it again or "
-                    f"{MAKE_AGAIN}"
-                )
+    with _whole(folder, entry) as path:
         count = 0
         for key, content in _members(path, f"shards={folder}: {entry.name}"):
             count += 1
@@ -229,7 +218,48 @@ def read_samples(folder: Folder, entry: ShardEntry) -> Iterator[Sample | str]:
         )
 
 
-def _members(path: Path, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_scenes(folder: Folder, entry: ShardEntry) -> Iterator[Scene]:
+    """The scenes of a shard; of a local one nothing else is read.
+
+    Args:
+        folder: The shards.
+        entry: What the index says of the shard.
+
+    Yields:
+        Each scene.
+
+    Raises:
+        ShardError: The shard is missing or truncated, or a scene cannot be read.
+    """
+    if (fault := fault_of(folder, entry, "size")) is not None:
+        raise ShardError(f"shards={folder}: {fault}; copy it again or {MAKE_AGAIN}")
+    with folder.reading(entry.name) as path:
+        for key, content in _members(path, f"shards={folder}: {entry.name}", only=SCENE):
+            where = f"shards={folder}: {entry.name} sample {key}"
+            try:
+                yield Scene.from_json(json.loads(content[SCENE]), where=where)
+            except (ValueError, KeyError) as error:
+                raise ShardError(
+                    f"{where}: {SCENE}: {error}; run `python prepare.py task=check shards={folder}`"
+                ) from None
+
+
+@contextlib.contextmanager
+def _whole(folder: Folder, entry: ShardEntry) -> Iterator[Path]:
+    """A shard that is as the index says."""
+    problem = fault_of(folder, entry, "size")
+    if problem is None:
+        with folder.reading(entry.name) as path:
+            with path.open("rb") as file:
+                is_same = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+            if is_same:
+                yield path
+                return
+        problem = f"{entry.name} has changed: its sha256 is not the one in {INDEX}"
+    raise ShardError(f"shards={folder}: {problem}; copy it again or {MAKE_AGAIN}")
+
+
+def _members(path: Path, where: str, *, only: str | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each sample of a tar."""
     file = os.open(path, os.O_RDONLY)
     try:
@@ -240,7 +270,8 @@ def _members(path: Path, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if key is not None:
                     yield key, content
                 key, content = stem, {}
-            content[extension] = os.pread(file, member.size, member.offset)
+            if only in (None, extension):
+                content[extension] = os.pread(file, member.size, member.offset)
         if key is not None:
             yield key, content
     except ValueError as error:
@@ -256,9 +287,3 @@ def _stem(name: str) -> str:
 def _same(one: Folder, other: Folder) -> bool:
     places = [folder.place if "://" in folder.place else str(Path(folder.place).resolve()) for folder in (one, other)]
     return places[0] == places[1]
-
-
-def samples_in(folder: Folder, entries: Iterable[ShardEntry]) -> Iterator[Sample | str]:
-    """The samples of several shards, one after the other, as `read_samples`."""
-    for entry in entries:
-        yield from read_samples(folder, entry)

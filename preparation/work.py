@@ -468,12 +468,12 @@ def _summed(records: Sequence[dict[str, Any]]) -> tuple[LeftOut, Counter[str]]:
     total, counts = LeftOut(), Counter(dict.fromkeys(_COUNTED, 0))
     for record in records:
         counts.update(record["counts"])
-        total.counts.update(record.get("left_out", {}))
-        total.tallies.update(record.get("tallies", {}))
         skipped = record.get("skipped", {"samples": 0, "reasons": []})
-        total.bad += skipped["samples"]
-        total.skipped += skipped["reasons"]
-        total.notes += [note for note in record.get("notes", []) if note not in total.notes]
+        part = LeftOut()
+        part.counts.update(record.get("left_out", {}))
+        part.tallies.update(record.get("tallies", {}))
+        part.bad, part.skipped, part.notes = skipped["samples"], skipped["reasons"], record.get("notes", [])
+        total.add(part)
     return total, counts
 
 

@@ -43,6 +43,29 @@ def test_a_place_that_cannot_be_is_refused(said):
     assert "\n" not in str(caught.value)
 
 
+ARRAY = {
+    "SLURM_ARRAY_TASK_ID": "8",
+    "SLURM_ARRAY_TASK_COUNT": "4",
+    "SLURM_ARRAY_TASK_MIN": "4",
+    "SLURM_ARRAY_TASK_STEP": "2",
+}
+
+
+def test_the_elements_of_a_job_array_share_the_work_where_they_are_to():
+    assert ranks_of(ARRAY) == Ranks()
+    assert ranks_of(ARRAY, arrays=True) == Ranks(rank=2, count=4)
+    within = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "1"}
+    assert ranks_of(ARRAY | within, arrays=True) == Ranks(rank=7, count=12, local=1)
+    assert ranks_of(within, arrays=True) == Ranks(rank=1, count=3, local=1)
+
+
+@pytest.mark.parametrize("change", [{"ID": "5"}, {"ID": "12"}, {"COUNT": "x"}, {"STEP": "0"}])
+def test_a_job_array_with_gaps_is_refused(change):
+    said = ARRAY | {f"SLURM_ARRAY_TASK_{name}": value for name, value in change.items()}
+    with pytest.raises(ValueError, match="no place in a job array without gaps; give one such as --array=0-7"):
+        ranks_of(said, arrays=True)
+
+
 @pytest.mark.parametrize(("items", "count"), [(7, 3), (2, 4), (0, 2), (6, 1)])
 def test_the_shares_tile_the_items(items, count):
     shares = [Ranks(rank=rank, count=count).share(range(items)) for rank in range(count)]

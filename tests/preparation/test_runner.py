@@ -1,0 +1,343 @@
+"""Stages over shards: killed and run again, over ranks, with input that is broken and disks that are full."""
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from datamodules.shard_index import ShardEntry
+from datamodules.shard_writer import HashingFile, TooManyBad
+from datamodules.shards import ShardError, ShardSet, check_shards, write_shards
+from datamodules.sources.shapes import Shapes
+from preparation import runner, work
+from preparation.runner import run_stage
+from runtime.ranks import Ranks
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stages_of_tests import Shout
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("stages_of_tests.py")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """30 samples in shards of 4; the last has 2."""
+    return write_shards(Shapes(count=30), tmp_path_factory.mktemp("shapes") / "in", shard_size=4)
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    assert len(run_stage(Shout(), shards, out).done) == 8
+    return contents(out)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def start(*arguments, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **{key: str(value) for key, value in environment.items()}}
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *map(str, arguments)], env=environment, stdout=subprocess.PIPE
+    )
+
+
+def killed_at(process, out, *, whole):
+    """Kills a process in the middle of a shard, once so many are whole."""
+    while True:
+        assert process.poll() is None
+        if len(list(out.glob("0*.json"))) >= whole and list(out.glob(".0*.partial")):
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert list(out.glob(".0*.partial"))
+            return len(list(out.glob("0*.json")))
+        time.sleep(0.01)
+
+
+def broken(shards, folder, change, *, which="000001.tar"):
+    """Shards of which one was written with other members: `change` maps (name, content) to content."""
+    shutil.copytree(shards, folder)
+    index = json.loads((folder / "index.json").read_text())
+    with tarfile.open(folder / which) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    with (folder / which).open("wb") as file:
+        hashing = HashingFile(file)
+        with tarfile.open(fileobj=hashing, mode="w|") as tar:
+            for member, content in members:
+                content = change(member.name, content)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    for entry in index["shards"]:
+        if entry["name"] == which:
+            entry |= {"bytes": hashing.bytes, "sha256": hashing.sha256}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_every_shard_becomes_a_shard_of_the_same_name_and_the_index_tells_what_was_done(shards, tmp_path):
+    out, told = tmp_path / "out", []
+    report = run_stage(Shout(drop=4), shards, out, progress=lambda done, total: told.append((done, total)))
+    assert (report.pieces, len(report.done), report.whole, report.failed) == (8, 8, [], [])
+    assert told[-1] == (30, 30)
+    before, after = ShardSet(shards), ShardSet(out)
+    assert [entry.name for entry in after.entries] == [entry.name for entry in before.entries]
+    wanted = [scene for scene in map(before.scene, range(30)) if len(scene.objects) < 4]
+    assert [scene.caption for scene in map(after.scene, range(len(after)))] == [s.caption.upper() for s in wanted]
+    assert 0 < len(after) < 30
+    assert after.index["left_out"] == {"scenes too full": 30 - len(after)}
+    assert after.index["source"] == before.index["source"]
+    assert [stage["name"] for stage in after.index["stages"]] == ["convert", "shout"]
+    assert after.index["stages"][1]["settings"] == {"word": "", "drop": 4}
+    assert check_shards(out).ok
+    # and once more, of what was made: the account of the step before is kept with that step
+    run_stage(Shout(word="!"), out, tmp_path / "again")
+    index = ShardSet(tmp_path / "again").index
+    assert [stage["name"] for stage in index["stages"]] == ["convert", "shout", "shout"]
+    assert index["stages"][1]["left_out"] == {"scenes too full": 30 - len(after)}
+    assert "left_out" not in index
+
+
+def test_killed_twice_and_run_again_it_is_what_an_unbroken_run_makes(shards, unbroken, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    made = killed_at(start("stage", shards, out, PAUSE=0.1), out, whole=1)
+    later = killed_at(start("stage", shards, out, PAUSE=0.1), out, whole=made + 1)
+    dates = {path.name: path.stat().st_mtime_ns for path in out.glob("0*.json")}
+    report = run_stage(Shout(), shards, out)
+    assert (len(report.whole), len(report.done)) == (later, 8 - later)
+    assert {name: (out / name).stat().st_mtime_ns for name in dates} == dates  # no shard twice
+    assert contents(out) == unbroken
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        lambda rank: {"RANK": rank, "WORLD_SIZE": 2},
+        lambda rank: {
+            "SLURM_ARRAY_TASK_ID": rank + 1,
+            "SLURM_ARRAY_TASK_COUNT": 2,
+            "SLURM_ARRAY_TASK_MIN": 1,
+            "SLURM_ARRAY_TASK_STEP": 1,
+        },
+    ],
+    ids=["torchrun", "array"],
+)
+def test_two_processes_make_what_one_makes(shards, unbroken, tmp_path, said):
+    out = tmp_path / "out"
+    processes = [start("stage", shards, out, **said(rank)) for rank in range(2)]
+    for process in processes:
+        told = process.communicate()[0].decode()
+        assert process.returncode == 0
+        assert "done                        4" in told
+    assert contents(out) == unbroken
+
+
+def test_ranks_need_not_be_as_many_as_before(shards, unbroken, tmp_path):
+    out = tmp_path / "out"
+    first = run_stage(Shout(), shards, out, ranks=Ranks(rank=0, count=2))
+    assert (first.done, first.index) == (["000000", "000002", "000004", "000006"], None)
+    assert first.elsewhere == ["000001", "000003", "000005", "000007"]
+    idle = run_stage(Shout(), shards, out, ranks=Ranks(rank=8, count=9))
+    assert (idle.done, idle.whole) == ([], [])
+    second = run_stage(Shout(), shards, out, ranks=Ranks(rank=1, count=3))
+    assert (second.done, second.whole) == (["000001", "000007"], ["000004"])
+    assert len(run_stage(Shout(), shards, out).whole) == 6
+    assert contents(out) == unbroken
+
+
+def test_what_is_not_whole_any_more_is_made_again_and_nothing_else(shards, unbroken, tmp_path):
+    out = tmp_path / "out"
+    run_stage(Shout(), shards, out)
+    assert len(run_stage(Shout(), shards, out).whole) == 8
+    content = bytearray((out / "000003.tar").read_bytes())
+    content[700] ^= 1
+    (out / "000003.tar").write_bytes(content)
+    (out / "000005.json").write_text('{"work": ')
+    (out / "000006.tar").unlink()
+    assert run_stage(Shout(), shards, out).done == ["000003", "000005", "000006"]
+    assert contents(out) == unbroken
+
+
+def test_a_folder_of_other_work_is_refused(shards, tmp_path):
+    out = tmp_path / "out"
+    run_stage(Shout(), shards, out, ranks=Ranks(rank=0, count=2))
+    other = write_shards(Shapes(count=3), tmp_path / "other")
+    for stage, given, words in [
+        (Shout(word="!"), shards, ["settings.word= (now !)"]),
+        (Shout(), other, ["input="]),
+    ]:
+        with pytest.raises(ShardError) as caught:
+            run_stage(stage, given, out)
+        assert all(word in str(caught.value) for word in [f"out={out}", "was begun with", *words])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ShardError, match="is there already, and is no unfinished work"):
+        run_stage(Shout(), shards, other)
+    with pytest.raises(ShardError, match="is the folder that is read"):
+        run_stage(Shout(), shards, shards)
+    assert "manifest.json" not in contents(shards)
+
+
+def test_shards_that_lack_what_a_stage_requires_are_refused(shards, tmp_path):
+    class Needy(Shout):
+        requires = frozenset({"descriptions", "image"})
+
+    with pytest.raises(
+        ShardError, match=r"task=shout requires descriptions, but shards=.* provide only attributes, boxes"
+    ):
+        run_stage(Needy(), shards, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_whose_samples_all_fall_out_is_no_trouble(shards, tmp_path):
+    few = write_shards(Shapes(count=8, max_objects=1), tmp_path / "few", shard_size=1)
+    index = json.loads((few / "index.json").read_text())
+    full = write_shards(Shapes(count=1, min_objects=4), tmp_path / "full")
+    shutil.copy(full / "000000.tar", few / "000003.tar")
+    index["shards"][3] |= {
+        key: json.loads((full / "index.json").read_text())["shards"][0][key] for key in ("bytes", "sha256")
+    }
+    (few / "index.json").write_text(json.dumps(index))
+    out = tmp_path / "out"
+    report = run_stage(Shout(drop=4), few, out)
+    assert len(report.done) == 8
+    stored = ShardSet(out)
+    assert [entry.name for entry in stored.entries] == [f"00000{n}.tar" for n in (0, 1, 2, 4, 5, 6, 7)]
+    assert len(stored) == 7
+    assert check_shards(out).ok
+    assert len(run_stage(Shout(drop=4), few, out).whole) == 8
+    assert len(run_stage(Shout(), out, tmp_path / "next").done) == 7
+    with pytest.raises(ShardError, match="gave no samples, scenes too full: 8"):
+        run_stage(Shout(drop=1), few, tmp_path / "none")
+
+
+def test_a_picture_and_a_label_that_cannot_be_read_are_skipped_and_counted(shards, tmp_path):
+    with tarfile.open(shards / "000001.tar") as tar:
+        names = tar.getnames()
+
+    def change(name, content):
+        if name == names[0]:
+            return content[:60]
+        return b"" if name == names[3] else content
+
+    given, out = broken(shards, tmp_path / "in", change), tmp_path / "out"
+    with pytest.raises(TooManyBad) as caught:
+        run_stage(Shout(), given, out)
+    assert f"out={out}: 1 of 6 samples could not be read, more than max_bad_fraction=0.01" in str(caught.value)
+    assert len(caught.value.skipped) == 1
+    assert (out / "000000.tar").exists()
+    assert not (out / "index.json").exists()
+    report = run_stage(Shout(), given, out, max_bad_fraction=0.1)
+    assert (report.failed, report.whole, len(report.done)) == ([], ["000000"], 7)
+    skipped = ShardSet(out).index["skipped"]
+    assert skipped["samples"] == 2
+    lines = sorted(skipped["reasons"])
+    assert lines[0].startswith("000001.tar sample 000000005: scene.json: is empty")
+    assert lines[1].startswith("sample 000000004: scene shapes-0-00000004: picture: ")
+    assert ShardSet(out).sizes == (4, 2, 4, 4, 4, 4, 4, 2)
+    with pytest.raises(TooManyBad):  # whole as it is, it is still too much
+        run_stage(Shout(), given, out)
+
+
+def test_a_truncated_shard_fails_in_one_line_and_the_others_are_made(shards, unbroken, tmp_path):
+    given, out = Path(shutil.copytree(shards, tmp_path / "in")), tmp_path / "out"
+    whole = (given / "000002.tar").read_bytes()
+    (given / "000002.tar").write_bytes(whole[:-700])
+    (given / "000005.tar").unlink()
+    report = run_stage(Shout(), given, out)
+    assert len(report.done) == 6
+    assert [name for name, _ in report.failed] == ["000002", "000005"]
+    assert "000002.tar is truncated" in report.failed[0][1]
+    assert "000005.tar is missing" in report.failed[1][1]
+    assert report.index is None
+    assert not (out / "index.json").exists()
+    for line in ("done                        6", "failed                      2", "  000002: shards="):
+        assert line in str(report)
+    shutil.copy(shards / "000005.tar", given)
+    (given / "000002.tar").write_bytes(whole)
+    assert run_stage(Shout(), given, out).done == ["000002", "000005"]
+    assert contents(out) == unbroken
+
+
+def test_a_defect_of_a_stage_fails_a_shard_and_shows_where(shards, tmp_path, capsys):
+    class Odd(Shout):
+        def __call__(self, samples):
+            for sample in super().__call__(samples):
+                if sample.key == "000000009":
+                    raise RuntimeError("out of memory")
+                yield sample
+
+    report = run_stage(Odd(), shards, tmp_path / "out")
+    assert report.failed == [("000002", "RuntimeError: out of memory")]
+    assert len(report.done) == 7
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_file_that_becomes_too_large_fails_and_leaves_nothing_of_itself(shards, unbroken, tmp_path):
+    out = tmp_path / "out"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))  # the last shard has two samples and fits
+    try:
+        report = run_stage(Shout(), shards, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert report.done == ["000007"]
+    assert [name for name, _ in report.failed] == [f"00000{number}" for number in range(7)]
+    assert "\n" not in report.failed[0][1]
+    assert f"out={out}: File too large; what is whole stays" in report.failed[0][1]
+    assert set(contents(out)) == {"manifest.json", "000007.tar", "000007.json"}
+    assert len(run_stage(Shout(), shards, out).done) == 7
+    assert contents(out) == unbroken
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_ends_the_work_and_keeps_what_is_whole(shards, unbroken, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        report = run_stage(Shout(), shards, disk / "out")
+        assert 0 < len(report.done) < 7
+        assert len(report.failed) == 1
+        assert "No space left on device" in report.failed[0][1]
+        assert len(report.done) + 1 + len(report.not_begun) == 8
+        assert not list((disk / "out").glob(".*"))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        again = run_stage(Shout(), shards, disk / "out")
+        assert again.whole == report.done
+        assert contents(disk / "out") == unbroken
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_samples_of_different_form_are_refused(shards, tmp_path):
+    class Half(Shout):
+        def __call__(self, samples):
+            for number, sample in enumerate(super().__call__(samples)):
+                yield work.Sample(
+                    key=sample.key, scene=sample.scene, members={**sample.members, **({"txt": b"a"} if number else {})}
+                )
+
+    report = run_stage(Half(), shards, tmp_path / "out")
+    assert len(report.failed) == 8
+    assert "has png, scene.json, txt where the samples before have png, scene.json" in report.failed[0][1]
+
+
+def test_a_shard_is_read_sample_by_sample(shards):
+    entry = ShardEntry(**json.loads((shards / "index.json").read_text())["shards"][0])
+    samples = list(runner.read_samples(runner.folder_at(shards), entry))
+    assert [sample.key for sample in samples] == [f"{n:09d}" for n in range(4)]
+    assert [sample.scene for sample in samples] == list(runner.read_scenes(runner.folder_at(shards), entry))
+    assert samples[0].picture().size == (32, 32)
