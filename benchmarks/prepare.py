@@ -24,9 +24,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from webdataset import TarWriter
 
-from datamodules.shards import write_shards
 from datamodules.sources.folder import Folder
 from models.backbones.base import Backbone
+from preparation.conversion import convert_source
 from preparation.latents import Latents
 from preparation.runner import run_stage
 from runtime.composition import compose
@@ -52,7 +52,7 @@ def make_folder(root: Path, count: int) -> None:
 
 def convert(root: Path, out: Path, shard_size: int) -> None:
     """The source to shards."""
-    write_shards(Folder(root=str(root)), out, shard_size=shard_size)
+    convert_source(Folder(root=str(root)), out, shard_size=shard_size)
 
 
 def convert_barely(root: Path, out: Path, shard_size: int) -> None:

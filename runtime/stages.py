@@ -29,7 +29,11 @@ def latents(*, backbone: dict[str, Any] | None, **settings: Any) -> Latents:
     from preparation.latents import Latents
 
     node = _chosen(backbone, "latents")
-    return Latents(functools.partial(open_part, node, "autoencoder"), model=node, **settings)
+    return Latents(
+        functools.partial(open_part, node, "autoencoder"),
+        model={key: value for key, value in node.items() if key != "_convert_"},
+        **settings,
+    )
 
 
 def open_part(node: dict[str, Any], part: str) -> Backbone:

@@ -22,6 +22,7 @@ from datamodules.storage import folder_at
 from datamodules.transforms import SceneTransform
 from models.backbones.base import EXACT
 from models.backbones.tiny import tiny_backbone
+from preparation.checking import check_folder
 from preparation.latents import Latents
 from preparation.runner import read_samples, run_stage
 from runtime.build import build_module
@@ -252,6 +253,17 @@ def test_what_the_picture_decides_wholly_has_no_variance(pictures, backbone_name
     assert stage.latent_form(None).stored_shape == moments.shape == (24, 16, 16)
     assert (moments[12:] == EXACT).all()
     assert "png" not in made[0].members
+
+
+def test_a_full_check_finds_what_is_not_as_the_index_says(prepared, tmp_path):
+    folder = prepared(flipped=True)
+    assert not check_folder(folder).faults
+    index = json.loads((folder / INDEX).read_text())
+    index["latents"]["width"] = 9
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    for shard in folder.glob("*.tar"):
+        (tmp_path / shard.name).symlink_to(shard)
+    assert "latent: (8, 8, 8) float32 where index.json says (8, 8, 9)" in check_folder(tmp_path).faults[0]
 
 
 # --- only the autoencoder
