@@ -185,6 +185,7 @@ class DataCommon:
     resize: str = "crop"  # how a picture becomes square: crop, squash
     relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
     relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
+    posterior: str = "sample"  # of stored moments of latents: sample draws anew each time, mode takes the mean
 
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
@@ -196,6 +197,7 @@ class DataCommon:
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
         _choose("data.resize", self.resize, ("crop", "squash"))
         _choose("data.relations", self.relations, ("stored", "boxes"))
+        _choose("data.posterior", self.posterior, ("sample", "mode"))
 
 
 @dataclass(kw_only=True)
@@ -335,6 +337,7 @@ class Prepare:
 
     task: str = "convert"
     source: Any = None
+    backbone: Any = None  # whose autoencoder or text encoders a stage runs
     stage: Any = None  # what a task does that makes shards of shards; task=NAME chooses stage=NAME
     tagger: Any = None  # of task=label: what names things in pictures,
     detector: Any = None  # finds them,

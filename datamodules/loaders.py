@@ -37,8 +37,10 @@ class PositionDataset(Dataset[Sample]):
         self._order = order
 
     def __getitem__(self, position: int) -> Sample:
-        record = self._shards[position] if self._order is None else self._shards.read(*self._order[position])
-        return self._transform(record, position)
+        if self._order is None:
+            return self._transform(self._shards[position], position)
+        mirrored = self._transform.mirrors(position)
+        return self._transform(self._shards.read(*self._order[position], mirrored=mirrored), position)
 
 
 class PositionLoader:

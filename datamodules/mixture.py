@@ -50,11 +50,11 @@ class MixedShards:
         place = bisect.bisect_right(self._ends, number)
         return self.parts[place][number - (self._ends[place] - len(self.parts[place]))]
 
-    def read(self, shard: int, row: int) -> Record:
+    def read(self, shard: int, row: int, *, mirrored: bool = False) -> Record:
         """The sample in a row of a shard, as `ShardSet.read`."""
         place = bisect.bisect_right(self._shard_ends, shard)
         part = self.parts[place]
-        return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row)
+        return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row, mirrored=mirrored)
 
 
 def folders_of(shards: str | Path | Sequence[str]) -> tuple[Path, ...]:
@@ -80,6 +80,8 @@ def folders_of(shards: str | Path | Sequence[str]) -> tuple[Path, ...]:
 
 
 def _content(part: ShardSet) -> str:
-    return (
-        "pictures" if part.latents is None else f"latents {part.latents.shape} of factor {part.latents.scaling_factor}"
-    )
+    form = part.latents
+    if form is None:
+        return "pictures"
+    kind = f"{'moments of ' if form.moments else ''}latents{', mirrored ones too,' if form.flipped else ''}"
+    return f"{kind} {form.shape} of factor {form.scaling_factor}"

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS = range(5)  # what a draw is for; each has its own stream of random numbers
+_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS, _LATENTS = range(
+    6
+)  # what a draw is for; each has its own stream of random numbers
 _COINS = 4096  # drawn together
 _REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
 
@@ -44,6 +46,12 @@ def choice(seed: int, position: int, count: int) -> int:
     """Which of `count` captions the sample at a position has: uniform, a function of (seed, position)."""
     block, place = divmod(position, _COINS)
     return int(_words(seed, block)[place] % np.uint64(count))
+
+
+def latent_noise(seed: int, position: int, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal float32 of `shape`, to draw the latent at a position from its distribution: of (seed, position)."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_LATENTS, position))
+    return np.random.Generator(np.random.Philox(sequence)).standard_normal(tuple(shape), dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)

@@ -63,13 +63,15 @@ class SceneDataModule(pl.LightningDataModule):
         accumulate: Micro-batches of an optimizer step.
         window: Shards that are shuffled together.
         workers: Processes that fetch, on each rank.
-        flip: Whether half of the training samples are mirrored; latents cannot be.
+        flip: Whether half of the training samples are mirrored; latents can where those of the mirrored pictures are stored too.
         weights: Of a list of folders, how often each has its turn: whole numbers, one for each. A folder by itself has none.
         min_area: Objects whose box covers less than this share of the cropped picture go.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
         resize: How pictures become square, "crop" or "squash"; as in `SceneTransform`.
         relations: Those that are "stored", or those of the "boxes"; as in `SceneTransform`, held-out scenes too.
         relations_per_object: Of the "boxes", for each object; None is all pairs.
+        posterior: Of stored moments, "sample" draws a latent anew at each position of the training stream, "mode" takes the mean;
+            held-out scenes have the mean.
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
             with an `out` of its own, it makes that folder alone: shards in another one are taken as they are.
         validation_shards: Folder of the held-out shards; without it nothing is validated.
@@ -102,6 +104,7 @@ class SceneDataModule(pl.LightningDataModule):
         resize: str = "crop",
         relations: str = "stored",
         relations_per_object: int | None = None,
+        posterior: str = "sample",
         make: Make | None = None,
         validation_shards: str | None = None,
         validation_batch_size: int | None = None,
@@ -127,7 +130,9 @@ class SceneDataModule(pl.LightningDataModule):
             relations=relations,
             relations_per_object=relations_per_object,
         )
-        self._transform = replace(self._validation_transform, flip=flip, seed=seed, caption=caption)
+        self._transform = replace(
+            self._validation_transform, flip=flip, seed=seed, caption=caption, posterior=posterior
+        )
         self._make = _own(self.folders[0], make)
         self._make_validation = _own(self.validation_shards, make_validation)
 
@@ -297,15 +302,15 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
         The samples.
 
     Raises:
-        ShardError: They are latents of another size, or to be mirrored; or relations are asked for of boxes that are not
-            there.
+        ShardError: They are latents of another size, or to be mirrored without mirrored ones; or relations are
+            asked for of boxes that are not there.
     """
     stored = ShardSet(path)
     if transform.relations == "boxes" and "boxes" not in stored.provides:
         raise ShardError(f"data.relations=boxes: {path} has no boxes; set data.relations=stored or give other shards")
     if stored.latents is None:
         return stored
-    if transform.flip:
+    if transform.flip and not stored.latents.flipped:
         raise ShardError(f"data.flip=true: {path}: {FLIPPED_LATENT}")
     if stored.latents.pixels != (transform.resolution, transform.resolution):
         raise ShardError(

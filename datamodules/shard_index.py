@@ -16,6 +16,7 @@ VERSION = 1
 INDEX = "index.json"
 SCENE = "scene.json"
 LATENT = "latent.npy"
+LATENT_FLIPPED = "latent_flipped.npy"  # of the mirrored picture
 MAKE_AGAIN = "make the shards again with prepare.py"
 
 Verify = Literal["size", "sha256"]

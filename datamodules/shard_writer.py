@@ -201,7 +201,7 @@ def encode_sample(scene: Scene, content: Content, picture_format: str, form: Lat
     text = scene_bytes(scene)
     encoded = io.BytesIO()
     if isinstance(content, np.ndarray):
-        if form is None or content.shape != form.shape:
+        if form is None or content.shape != form.stored_shape:
             raise ShardError(
                 f"scene {scene.id!r}: latent of shape {content.shape} where the source's latent_form is {form}; "
                 "correct the source"

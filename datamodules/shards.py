@@ -1,7 +1,8 @@
 """Shards: Scenes and their pictures in tar files of webdataset's form, written once, read at random.
 
 A folder of shards holds `000000.tar`, `000001.tar`, ... and `index.json`; a sample is `<key>.png` or
-`<key>.jpg`, or `<key>.latent.npy` in place of a picture, beside `<key>.scene.json`. Here are reading by number and
+`<key>.jpg`, or `<key>.latent.npy` in place of a picture (with `<key>.latent_flipped.npy` of the mirrored one),
+beside `<key>.scene.json` and what else a stage of preparation wrote. Here are reading by number and
 checking; `shard_writer.py` writes, `shard_index.py` knows the index. In which order samples are read is in
 `order.py`, what becomes of a picture in `transforms.py`.
 """
@@ -21,6 +22,7 @@ from PIL import Image
 from datamodules.shard_index import (
     INDEX,
     LATENT,
+    LATENT_FLIPPED,
     MAKE_AGAIN,
     SCENE,
     ShardEntry,
@@ -37,6 +39,7 @@ from scenes.scene import Scene
 
 __all__ = ["Record", "ShardError", "ShardReport", "ShardSet", "check_shards", "has_shards", "write_shards"]
 
+PICTURES = ("png", "jpg")
 _OPEN_SHARDS = 64  # a data set can have more shards than a process may open files, or want to hold tables of
 
 
@@ -47,12 +50,17 @@ class Record:
     Attributes:
         scene: The scene in the frame of the picture, or of what the latent was encoded from.
         image: (height, width, 3) uint8 RGB, 0..255; may be written to.
-        latent: (C, h, w) float16 or float32 as the denoiser takes it: multiplied by the autoencoder's factor.
+        latent: (C, h, w) float16 or float32 as the denoiser takes it: multiplied by the autoencoder's factor. Where there is a
+            log_variance, the mean of the autoencoder's distribution.
+        log_variance: (C, h, w) of that distribution, in the same units; None where one latent is stored.
+        mirrored: Whether the latent is that of the mirrored picture; the scene is not mirrored.
     """
 
     scene: Scene
     image: np.ndarray | None = None
     latent: np.ndarray | None = None
+    log_variance: np.ndarray | None = None
+    mirrored: bool = False
 
 
 class _OpenShard:
@@ -156,30 +164,41 @@ class ShardSet:
         except ValueError as error:
             raise self._unreadable(shard, row, error) from error
 
-    def read(self, shard: int, row: int) -> Record:
+    def read(self, shard: int, row: int, *, mirrored: bool = False) -> Record:
         """The sample in a row of a shard.
 
         Args:
             shard: Number of the shard.
             row: Number of the sample in it.
+            mirrored: Whether it is wanted mirrored: of latents the mirrored picture's is then read, where there is one.
 
         Returns:
-            The sample.
+            The sample; a picture as it is stored.
 
         Raises:
             ShardError: What is stored there is no picture, no latent or no scene.
         """
         opened = self._opened(shard)
-        parts = {name: opened.content(row, member) for member, name in enumerate(self._members)}
+        mirrored = mirrored and LATENT_FLIPPED in self._members
+        held = LATENT_FLIPPED if mirrored else next(name for name in (LATENT, *PICTURES) if name in self._members)
+        text, content = (opened.content(row, self._members.index(name)) for name in (SCENE, held))
         try:
-            scene = Scene.from_json(json.loads(parts.pop(SCENE)))
-            if LATENT in parts:
-                return Record(scene=scene, latent=np.load(io.BytesIO(parts[LATENT]), allow_pickle=False))
-            (picture,) = parts.values()
-            with Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")) as image:
+            scene = Scene.from_json(json.loads(text))
+            if self.latents is not None:
+                latent, log_variance = self._halves(np.load(io.BytesIO(content), allow_pickle=False))
+                return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
         except (OSError, ValueError) as error:
             raise self._unreadable(shard, row, error) from error
+
+    def _halves(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """A stored latent by itself, or mean and log-variance of moments; refused where it is not of the form that was said."""
+        assert self.latents is not None
+        if stored.shape != self.latents.stored_shape:
+            raise ValueError(f"a latent of shape {stored.shape} where {INDEX} says {self.latents.stored_shape}")
+        channels = self.latents.channels
+        return (stored[:channels], stored[channels:]) if self.latents.moments else (stored, None)
 
     def _place(self, number: int) -> tuple[int, int]:
         """Shard and row of a sample."""

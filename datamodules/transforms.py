@@ -1,8 +1,8 @@
 """From a stored record to a training sample: size, mirroring, value range, caption; the Scene moves along.
 
-Whether a picture is mirrored and which caption it has depends on (seed, position) alone, so a resumed run sees
-what an unbroken one sees. Nothing here draws from a generator of the process. Legend: H = W = resolution, (C, h, w)
-a latent.
+Whether a picture is mirrored, which caption it has and which latent is drawn from stored moments depends on
+(seed, position) alone, so a resumed run sees what an unbroken one sees. Nothing here draws from a generator of the
+process. Legend: H = W = resolution, (C, h, w) a latent.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.order import choice, flips
+from datamodules.order import choice, flips, latent_noise
 from datamodules.shards import Record
 from scenes.graph import related_by_boxes
 from scenes.scene import Frame, Scene
@@ -19,7 +19,11 @@ from scenes.scene import Frame, Scene
 CAPTIONS = ("first", "any")
 RESIZES = ("crop", "squash")
 RELATIONS = ("stored", "boxes")
-FLIPPED_LATENT = "the shards hold latents, which cannot be mirrored; set data.flip=false or prepare pictures"
+POSTERIORS = ("sample", "mode")
+FLIPPED_LATENT = (
+    "the shards hold latents, which cannot be mirrored, and none of the mirrored pictures; set data.flip=false, or make latents "
+    "of pictures with stage.flipped=true"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class SceneTransform:
             sides and keeps all of it.
         relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
         relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
+        posterior: What becomes of stored moments: "sample" draws a latent anew at each position, "mode" takes the mean.
 
     Raises:
         ValueError: Another word for a choice, a share outside [0, 1), or a negative number of relations.
@@ -68,10 +73,12 @@ class SceneTransform:
     resize: str = "crop"
     relations: str = "stored"
     relations_per_object: int | None = None
+    posterior: str = "mode"
 
     def __post_init__(self) -> None:
         """Refuse what no sample can be made with."""
-        for name, choices in (("caption", CAPTIONS), ("resize", RESIZES), ("relations", RELATIONS)):
+        words = {"caption": CAPTIONS, "resize": RESIZES, "relations": RELATIONS, "posterior": POSTERIORS}
+        for name, choices in words.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"data.{name}={value}: no such choice; take {' or '.join(choices)}")
         if self.relations_per_object is not None and self.relations_per_object < 0:
@@ -90,21 +97,34 @@ class SceneTransform:
             The sample, a latent as float32.
 
         Raises:
-            ValueError: The record is a latent, and samples are to be mirrored.
+            ValueError: The sample is to be mirrored, and the record is a latent that is not.
         """
         record = replace(record, scene=self._captioned(record.scene, position))
         if record.latent is not None:
-            if self.flip:
+            if self.mirrors(position) and not record.mirrored:
                 raise ValueError(f"data.flip=true: {FLIPPED_LATENT}")
             scene, dropped = record.scene.without_small(self.min_area)
             scene = self._related(scene)
-            latent = torch.from_numpy(record.latent).float()
+            latent = self._drawn(record.latent, record.log_variance, position)
+            scene = scene.flip() if record.mirrored else scene
             return Sample(latent=latent, scene=scene, position=position, dropped=dropped)
         image, scene, dropped = self.square(record.image, record.scene)
         scene = self._related(scene)
-        if self.flip and flips(self.seed, position):
+        if self.mirrors(position):
             image, scene = image[:, ::-1], scene.flip()
         return Sample(image=to_tensor(image), scene=scene, position=position, dropped=dropped)
+
+    def mirrors(self, position: int) -> bool:
+        """Whether the sample at a position is mirrored."""
+        return self.flip and flips(self.seed, position)
+
+    def _drawn(self, mean: np.ndarray, log_variance: np.ndarray | None, position: int) -> torch.Tensor:
+        """The latent (C, h, w) float32 at a position, of a stored one or of stored moments."""
+        latent = torch.from_numpy(mean).float()
+        if log_variance is None or self.posterior == "mode":
+            return latent
+        noise = torch.from_numpy(latent_noise(self.seed, position, latent.shape))
+        return latent + noise * torch.from_numpy(log_variance).float().div_(2).exp_()
 
     def _captioned(self, scene: Scene, position: int) -> Scene:
         """The scene with the caption that it has at this position."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.shard_index import INDEX, LATENT, SCENE, ShardEntry, ShardError, read_index
+from datamodules.shard_index import INDEX, LATENT, LATENT_FLIPPED, SCENE, ShardEntry, ShardError, read_index
 from datamodules.shard_writer import Progress, count_scene
 from datamodules.sources.base import PROVIDABLE, LatentForm
 from datamodules.storage import Folder, folder_at
@@ -113,14 +113,9 @@ def _content_faults(sample: Sample, index: dict[str, Any]) -> list[str]:
     frame = sample.scene.frame
     if LATENT in sample.members:
         form = LatentForm(**index["latents"])
-        try:
-            latent = np.load(io.BytesIO(sample.members[LATENT]), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            return [f"latent: {' '.join(str(error).split())}"]
-        if latent.shape != form.shape or latent.dtype not in (np.float16, np.float32):
-            return [f"latent: {latent.shape} {latent.dtype} where {INDEX} says {form.shape}"]
-        if not np.isfinite(latent).all():
-            return ["latent: holds numbers that are not finite"]
+        for name, word in ((LATENT, "latent"), (LATENT_FLIPPED, "latent of the mirrored picture")):
+            if name in sample.members and (fault := _latent_fault(sample.members[name], form)) is not None:
+                return [f"{word}: {fault}"]
         size = form.pixels
     elif any(name in sample.members for name in PICTURES):
         try:
@@ -133,6 +128,17 @@ def _content_faults(sample: Sample, index: dict[str, Any]) -> list[str]:
     if frame is not None and frame.target != size:
         return [f"frame: target {frame.target} is not the picture's (height, width) {size}"]
     return []
+
+
+def _latent_fault(content: bytes, form: LatentForm) -> str | None:
+    """What is wrong with a stored latent, if anything."""
+    try:
+        latent = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        return " ".join(str(error).split())
+    if latent.shape != form.stored_shape or latent.dtype not in (np.float16, np.float32):
+        return f"{latent.shape} {latent.dtype} where {INDEX} says {form.stored_shape}"
+    return None if np.isfinite(latent).all() else "holds numbers that are not finite"
 
 
 def _faults_of_all(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from datamodules.shard_index import LATENT, ShardError
+from datamodules.shard_index import LATENT, LATENT_FLIPPED, ShardError
 from datamodules.sources.base import LatentForm, LeftOut
 from scenes.scene import Scene
 
@@ -58,12 +58,31 @@ class Sample:
         """The same sample with another scene."""
         return replace(self, scene=scene)
 
-    def with_latent(self, latent: np.ndarray) -> Self:
-        """The same sample with a latent (C, h, w) in its picture's place."""
-        encoded = io.BytesIO()
-        np.save(encoded, latent, allow_pickle=False)
-        kept = {name: content for name, content in self.members.items() if name not in PICTURES}
-        return replace(self, members={**kept, LATENT: encoded.getvalue()})
+    def with_latent(self, latent: np.ndarray, *, flipped: np.ndarray | None = None) -> Self:
+        """The same sample with a latent in its picture's place, and the mirrored picture's if there is one.
+
+        Args:
+            latent: (C, h, w) latent, or (2C, h, w) moments.
+            flipped: The same of the mirrored picture.
+
+        Returns:
+            The sample.
+        """
+        gone = {*PICTURES, LATENT, LATENT_FLIPPED}
+        kept = {name: content for name, content in self.members.items() if name not in gone}
+        made = (
+            {LATENT: _encoded(latent)}
+            if flipped is None
+            else {LATENT: _encoded(latent), LATENT_FLIPPED: _encoded(flipped)}
+        )
+        return replace(self, members={**kept, **made})
+
+
+def _encoded(numbers: np.ndarray) -> bytes:
+    """The content of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, numbers, allow_pickle=False)
+    return file.getvalue()
 
 
 class Stage(ABC):

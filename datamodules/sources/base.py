@@ -38,7 +38,7 @@ class EncodedPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentForm:
-    """What all latents of a source have in common.
+    """What all latents of a source or of shards have in common.
 
     A latent is what the denoiser works at: the autoencoder's output already multiplied by `scaling_factor`.
 
@@ -48,6 +48,9 @@ class LatentForm:
         width: Columns, cells.
         scale: Pixels of the picture per cell.
         scaling_factor: The autoencoder's factor, which tells autoencoders of one shape apart.
+        moments: Whether the autoencoder's distribution is stored and not a latent: the mean of latents, then as many channels of
+            the logarithm of their variance.
+        flipped: Whether the mirrored picture's latent is stored too.
     """
 
     channels: int
@@ -55,11 +58,18 @@ class LatentForm:
     width: int
     scale: int
     scaling_factor: float
+    moments: bool = False
+    flipped: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) in cells."""
+        """(channels, height, width) of a latent, in cells."""
         return self.channels, self.height, self.width
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what is stored; moments have twice the channels of a latent."""
+        return self.channels * (2 if self.moments else 1), self.height, self.width
 
     @property
     def pixels(self) -> tuple[int, int]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from models.conditioning.slots import DenoiserInputs
     from scenes.scene import SceneBatch
 
+EXACT = -30.0
+"""Log-variance of a latent that its picture decides wholly; autoencoders' own are cut there."""
+
 INPAINTS = (
     "this UNet was trained to inpaint and takes a picture beside its latents; "
     "sample with a picture (inpaint=FILE), or take the weights for generation"
@@ -129,6 +132,27 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: another range, shape or size.
         """
+        self._check_images(images)
+        return self._encode(images, generator)
+
+    def encode_moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2C, h, w) of the distribution that `encode_images` takes the latents of `images` from.
+
+        Args:
+            images: (B, 3, H, W) float pictures in [-1, 1]; H and W multiples of `latent_scale`.
+
+        Returns:
+            (B, 2C, h, w) float: C channels of the mean, which is the mode, then C of the logarithm of the variance, both of
+            latents at the scale the denoiser works at.
+
+        Raises:
+            ValueError: another range, shape or size.
+        """
+        self._check_images(images)
+        return self._moments(images)
+
+    def _check_images(self, images: Tensor) -> None:
+        """Refuses pictures of another range, shape or size."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 f"images: {tuple(images.shape)} {images.dtype} is not (B, 3, H, W) float; stack RGB pictures and scale to [-1, 1]"
@@ -141,7 +165,11 @@ class Backbone(nn.Module, ABC):
         low, high = (float(bound) for bound in torch.aminmax(images.detach())) if not images.is_meta else (0.0, 0.0)
         if not (low >= -1.001 and high <= 1.001):  # NaN fails too; the slack is what fp16 and resampling need
             raise ValueError(f"images: range [{low:.4g}, {high:.4g}] is outside [-1, 1]; give uint8 / 127.5 - 1")
-        return self._encode(images, generator)
+
+    @property
+    def autoencoder(self) -> nn.Module | None:
+        """The part that pictures are encoded with, which is all that `encode_moments` needs on a device; None for none."""
+        return None
 
     @property
     def latent_factor(self) -> float:
@@ -178,6 +206,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         """Latents of checked images."""
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """Moments of checked images; here of latents that the picture decides wholly."""
+        latents = self._encode(images, None)
+        return torch.cat([latents, torch.full_like(latents, EXACT)], dim=1)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

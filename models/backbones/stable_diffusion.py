@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.backbones.base import Backbone, config_of
@@ -32,6 +33,7 @@ COMPONENTS = Path(__file__).parent / "components"
 ENCODERS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
 TOWERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PARTS = ("autoencoder", "text")  # what can be opened alone
 GATED = ("fuser", "position_net")  # what attention_type="gated" adds to a UNet
 
 
@@ -104,6 +106,7 @@ class StableDiffusion(Backbone):
         vae: str | Path | None = None,
         phrase_cache: int = 0,
         size_ids: Sequence[float] | None = None,
+        only: str | None = None,
     ) -> StableDiffusion:
         """Opens published weights: a folder in diffusers' layout, or the name of a model on the hub.
 
@@ -118,6 +121,8 @@ class StableDiffusion(Backbone):
             vae: folder or hub name of another autoencoder.
             phrase_cache: tokens of phrases whose features are kept (`TextTowers`).
             size_ids: as in `Backbone`.
+            only: "autoencoder" or "text": the weights of that part alone, for preparing data. The others are shapes on the meta
+                device; of their weights nothing is read.
 
         Returns:
             The backbone on the CPU, frozen; its autoencoder is in float32 whatever the `dtype`.
@@ -127,21 +132,32 @@ class StableDiffusion(Backbone):
         """
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype: {dtype!r} is unknown; take {', '.join(DTYPES)}")
+        if only not in (None, *PARTS):
+            raise ValueError(f"backbone.only: {only!r} is unknown; take {' or '.join(PARTS)}, or leave it out")
         where: dict[str, Any] = {"revision": revision}
         settings = {**where, "variant": variant}
         with _opening("path", path, "scheduler"):  # first: the smallest file
             scheduler_config: Any = DDPMScheduler.load_config(str(path), subfolder="scheduler", **where)
         cast = {**settings, "dtype": DTYPES[dtype]}
-        unet = _load(UNet2DConditionModel, path, "unet", allowed=GATED, attention_type="default", **cast)
-        if vae is None:
+        if only is None:
+            unet = _load(UNet2DConditionModel, path, "unet", allowed=GATED, attention_type="default", **cast)
+        else:
+            unet = _shape(UNet2DConditionModel, path, "unet", attention_type="default", **where)
+        if only == "text":
+            autoencoder = _shape(AutoencoderKL, path, "vae", **where)
+        elif vae is None:
             autoencoder = _load(AutoencoderKL, path, "vae", dtype=torch.float32, **settings)
         else:
             autoencoder = _load(AutoencoderKL, vae, None, setting="vae", dtype=torch.float32)
         towers = []
         for encoder, tokenizer in TOWERS[: 2 if config_of(unet).addition_embed_type == "text_time" else 1]:
             with _opening("path", path, encoder):
-                encoder_class = _encoder_class(CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where))
-            model = _load(encoder_class, path, encoder, allowed=("position_ids",), **cast)
+                config = CLIPTextConfig.from_pretrained(str(path), subfolder=encoder, **where)
+            if only == "autoencoder":
+                with torch.device("meta"):
+                    model: Any = _encoder_class(config)(config)
+            else:
+                model = _load(_encoder_class(config), path, encoder, allowed=("position_ids",), **cast)
             with _opening("path", path, tokenizer):
                 towers.append(TextTower(CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer, **where), model))
         return cls(
@@ -213,11 +229,25 @@ class StableDiffusion(Backbone):
         )
 
     def _encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        posterior = self._posterior(images)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return (latents.float() - self._shift) * self.latent_factor
+
+    def _moments(self, images: Tensor) -> Tensor:
+        posterior = self._posterior(images)
+        mean = (posterior.mode().float() - self._shift) * self.latent_factor
+        return torch.cat([mean, posterior.logvar.float() + 2 * math.log(self.latent_factor)], dim=1)
+
+    def _posterior(self, images: Tensor) -> Any:
+        """The autoencoder's distribution of unscaled latents; the autoencoder is in fp32 unless someone cast it by itself."""
         with _full_precision(images.device):
-            encoded: Any = self.vae.encode(images.float())
-            posterior = encoded.latent_dist
-            latents = posterior.mode() if generator is None else posterior.sample(generator)
-            return (latents - self._shift) * config_of(self.vae).scaling_factor
+            encoded: Any = self.vae.encode(images.to(self.vae.dtype))
+            return encoded.latent_dist
+
+    @property
+    def autoencoder(self) -> nn.Module:
+        """The KL autoencoder."""
+        return self.vae
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], clamped, fp32, of latents (B, C, h, w)."""
@@ -249,7 +279,13 @@ class StableDiffusion(Backbone):
 
 
 def stable_diffusion(
-    path: str | Path, *, components: str | Path, skeleton: bool = False, boxes: str | None = None, **settings: Any
+    path: str | Path,
+    *,
+    components: str | Path,
+    skeleton: bool = False,
+    boxes: str | None = None,
+    only: str | None = None,
+    **settings: Any,
 ) -> StableDiffusion:
     """Opens weights, or with `skeleton` builds only the structure, on the meta device (`train.py plan=true`).
 
@@ -258,13 +294,14 @@ def stable_diffusion(
         components: name of the structure's folder in `components/`; a folder at `path` says its structure itself.
         skeleton: leave the weights away.
         boxes: published box weights for this model; not read here, experiments refer to it.
+        only: as in `StableDiffusion.from_folder`.
         **settings: of `StableDiffusion.from_folder`.
 
     Returns:
         The backbone, frozen: with its weights, or on the meta device with `skeleton`.
     """
     if not skeleton:
-        return StableDiffusion.from_folder(path, **settings)
+        return StableDiffusion.from_folder(path, only=only, **settings)
     kept = {key: settings[key] for key in ("dtype", "resolution", "size_ids") if key in settings}
     own = Path(path)
     return StableDiffusion.from_configs(own if (own / "unet" / "config.json").is_file() else components, **kept)
@@ -325,6 +362,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         diffusers_logging.set_verbosity(verbosity)
+
+
+def _shape(model_class: Any, path: str | Path, part: str, *, revision: str | None, **changes: Any) -> Any:
+    """One part without its weights, on the meta device; `changes` are to its config."""
+    with _opening("path", path, part):
+        config: Any = model_class.load_config(str(path), subfolder=part, revision=revision)
+    with torch.device("meta"):
+        return model_class.from_config({**config, **changes})
 
 
 def _load(

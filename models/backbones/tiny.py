@@ -97,6 +97,7 @@ def tiny_backbone(
     seed: int = 0,
     resolution: int | None = None,
     size_ids: Sequence[float] | None = None,
+    only: str | None = None,
 ) -> StableDiffusion:
     """A tiny model, opened by the real loader.
 
@@ -106,6 +107,7 @@ def tiny_backbone(
         seed: of the weights, where they are made.
         resolution: side in pixels to work at; by default 64.
         size_ids: as in `Backbone`.
+        only: as in `StableDiffusion.from_folder`.
 
     Returns:
         The backbone with random weights, frozen, in float32 on the CPU.
@@ -113,7 +115,7 @@ def tiny_backbone(
     if folder is not None:
         if not Path(folder).exists():
             make_tiny(kind, folder, seed=seed)
-        return StableDiffusion.from_folder(folder, resolution=resolution, size_ids=size_ids)
+        return StableDiffusion.from_folder(folder, resolution=resolution, size_ids=size_ids, only=only)
     with tempfile.TemporaryDirectory(prefix="tiny_") as temporary:
         make_tiny(kind, temporary, seed=seed)
-        return StableDiffusion.from_folder(temporary, resolution=resolution, size_ids=size_ids)
+        return StableDiffusion.from_folder(temporary, resolution=resolution, size_ids=size_ids, only=only)

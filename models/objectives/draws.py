@@ -99,9 +99,9 @@ def noise_generators(seed: int, scene_ids: Iterable[str], *, stream: int = 1) ->
     return generators
 
 
-def scene_generator(seed: int, scene_id: str) -> np.random.Generator:
-    """The generator of one picture."""
-    return _generator(seed, _key(scene_id))
+def scene_generator(seed: int, scene_id: str, *, stream: int = 0) -> np.random.Generator:
+    """The generator of one picture: stream 0 for where its sampling starts, another for whoever else draws."""
+    return np.random.Generator(_stream(seed, _key(scene_id)).jumped(stream))
 
 
 def _generator(seed: int, key: int) -> np.random.Generator:
