@@ -326,7 +326,8 @@ class Owlv2(_OpenDetector):
             sure = scores[row].sigmoid()
             kept = (sure > self.box_threshold).nonzero()[:, 0]
             tags = asked[question.picture]
-            labels = [tags[question.asked[place]] for place in surest[row][kept].tolist()]
+            places: list[int] = surest[row][kept].tolist()
+            labels = [tags[question.asked[place]] for place in places]
             found.append(_Found(boxes=boxes[row][kept], scores=sure[kept], labels=labels))
         return found
 

@@ -185,7 +185,7 @@ class _ScoringTagger(Pretrained, Tagger):
 
     def likely(self, probabilities: torch.Tensor, words: Sequence[str]) -> list[str]:
         """The words of a picture with probabilities (K,), the likeliest first, without repetition."""
-        order = probabilities.float().argsort(descending=True, stable=True).tolist()
+        order: list[int] = probabilities.float().argsort(descending=True, stable=True).tolist()
         sure = [words[place] for place in order if probabilities[place] > self.threshold]
         return list(dict.fromkeys(sure))[: self.most]
 
