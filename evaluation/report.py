@@ -1,8 +1,8 @@
 """What an evaluation leaves behind: `metrics.json` for programs and `report.html` for people.
 
 The report is one file that loads nothing: style, script, charts and pictures are inside it, and its own content
-policy forbids the rest, any other script included. What is measured, and on which pictures, is the caller's to decide; the parts of the
-page are in `sections.py`, `charts.py` and `pictures.py`.
+policy forbids the rest, any other script included. What is measured, and on which pictures, is the caller's to decide; the
+parts of the page are in `sections.py`, `charts.py`, `plots.py` and `pictures.py`.
 """
 
 import base64

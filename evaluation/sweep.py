@@ -1,7 +1,7 @@
 """The jobs of a sweep in one table and the plots that people draw of them: CSV, a page, and lines for a terminal.
 
-`python -m evaluation.sweep DIR ... [out=DIR]` makes them of any folders that evaluations have left, a sweep's or single ones. Only what
-stands in `metrics.json` and `scenes.csv` is read.
+`python -m evaluation.sweep DIR ... [out=DIR]` makes them of any folders that evaluations have left, a sweep's or single ones.
+Only what stands in `metrics.json` and `scenes.csv` is read.
 """
 
 from __future__ import annotations

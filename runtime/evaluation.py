@@ -172,14 +172,14 @@ def evaluate(
     return write_outcome(cfg, run_cfg, job_of, about, values=values, scores=scores, failures=failures, pictures=shown)
 
 
-def open_split(cfg: DictConfig, run_cfg: DictConfig | None, ranks: Ranks = Ranks()) -> SceneSplit:
+def open_split(cfg: DictConfig, run_cfg: DictConfig | None, ranks: Ranks | None = None) -> SceneSplit:
     """The scenes of an evaluation: those of `scenes`, else of the protocol's shards, which are made where it says how.
 
     Args:
         cfg: What `evaluate.py` was asked for.
         run_cfg: What pictures are drawn with: scenes become square as its data did, at its pictures' size. None: as the
             protocol says.
-        ranks: Which process this is.
+        ranks: Which process this is; None is the only one.
 
     Returns:
         The split.
@@ -193,7 +193,7 @@ def open_split(cfg: DictConfig, run_cfg: DictConfig | None, ranks: Ranks = Ranks
     transform = square_transform(data, size, protocol["transform"])
     if cfg.scenes is not None:
         return split_of_files(cfg.scenes, transform, count=protocol["scenes"])
-    made_shards(instantiate(cfg.protocol, _convert_="all"), ranks)
+    made_shards(instantiate(cfg.protocol, _convert_="all"), ranks or Ranks())
     split = split_of_shards(protocol["shards"], transform, count=protocol["scenes"])
     if protocol["expected"] is not None and split.whole > protocol["expected"]:
         raise ValueError(
@@ -333,7 +333,7 @@ def _draw(
 
 
 def _measured_arms(metric: Metric, arms: Mapping[str, Arm], wanted: Sequence[str]) -> list[Arm]:
-    """The arms of which a metric needs rows: of one that compares the true pictures too, of one with pairs those with two sets."""
+    """The arms of which a metric needs rows: one that compares also of the true pictures, one with pairs of two sets alone."""
     names = [name for name in arms if name != "ceiling" or "ceiling" in wanted or metric.compares]
     return [arms[name] for name in names if not metric.pairs or len(arms[name].sets) > 1]
 

@@ -92,16 +92,13 @@ def square_transform(
     return SceneTransform(resolution=resolution, **settings)
 
 
-def split_of_shards(
-    folder: str | Path, transform: SceneTransform | None, *, count: int | None = None, setting: str = "protocol"
-) -> SceneSplit:
+def split_of_shards(folder: str | Path, transform: SceneTransform | None, *, count: int | None = None) -> SceneSplit:
     """The split of a folder of shards.
 
     Args:
         folder: The shards, with pictures.
         transform: What becomes of scenes and pictures.
         count: How many to take from the start; None takes all.
-        setting: Where the folder is set, for messages.
 
     Returns:
         The split.
@@ -112,13 +109,13 @@ def split_of_shards(
     shards = ShardSet(folder)
     if shards.latents is not None:
         raise ValueError(
-            f"{setting}.shards: {folder} holds latents, and pictures are scored against pictures; "
+            f"protocol.shards: {folder} holds latents, and pictures are scored against pictures; "
             "prepare the same scenes with their pictures"
         )
     whole = len(shards)
     count = whole if count is None else count
     if whole < count:
-        raise ValueError(f"{setting}.scenes: {count} but {folder} holds {whole}; lower it or give more shards")
+        raise ValueError(f"protocol.scenes: {count} but {folder} holds {whole}; lower it or give more shards")
     scenes = [_squared(shards.scene(number), transform) for number in range(count)]
     provides = shards.provides
     if transform is not None and transform.relations == "boxes" and "boxes" in provides:
