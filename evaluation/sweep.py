@@ -20,7 +20,7 @@ from typing import Any
 from evaluation.atomic import write_atomically
 from evaluation.plots import Plot, Point, plot_section
 from evaluation.report import write_page
-from evaluation.wording import SCORED, digits, in_order, lower_is_better, number, title
+from evaluation.wording import PRIMARY, SCORED, digits, lower_is_better, number, title
 
 JOBS = "jobs"
 SETTINGS = ("steps", "guidance", "grounding_fraction")  # of the protocol, which a plot may have across
@@ -94,7 +94,7 @@ def write_sweep(jobs: Sequence[Job], folder: str | Path) -> str:
     """
     folder = Path(folder)
     columns = _columns(jobs)
-    names = in_order({str(place): job.values for place, job in enumerate(jobs)})
+    names = sorted({name for job in jobs for name in job.values}, key=lambda name: (name != PRIMARY, name))
     write_atomically(folder / "sweep.csv", _csv(jobs, columns, names).encode())
     write_page(folder / "sweep.html", "Scenograph sweep", _page(jobs, columns, names))
     return f"{_lines(jobs, columns, names)}\n{folder / 'sweep.csv'}\n{folder / 'sweep.html'}"

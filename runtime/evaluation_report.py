@@ -183,8 +183,9 @@ def _picture_rows(
         sign = -1 if lower_is_better(metric) else 1
         found = [scores.of(scored, place).get(metric) for place in range(len(scenes))]
         known = {scene.id: None if score is None else sign * score for scene, score in zip(scenes, found, strict=True)}
-        choice = choose(known, fixed=most - 2 * (most // 4), extremes=most // 4)
-        shown = {*choice.fixed, *choice.best, *choice.worst}
+        choice = choose(known, fixed=len(scenes), extremes=most // 4)
+        by_lot = dict.fromkeys([*choice.best, *choice.worst, *choice.fixed])
+        shown = set(list(by_lot)[:most])
 
     def picture(arm: str, place: int) -> Image.Image | None:
         return Image.fromarray(pictures[arm].read(place)) if arm in pictures else None
@@ -214,5 +215,5 @@ def _by_complexity(scores: SceneScores, scored: str, arms: Sequence[str]) -> lis
             if arm != "floor" and len(found := scores.by_objects(arm, column)) > 1
         }
         if series:
-            drawn.append(Plot(title=title(column), x="objects in the scene", y=title(column), series=series))
+            drawn.append(Plot(title=title(column), x="objects in the scene", y=title(column), series=series, unit=True))
     return drawn

@@ -89,7 +89,7 @@ def weights_config(weights: str, overrides: DictConfig) -> DictConfig:
             "batch_size": 1,
             "backbone": overrides.backbone,
             "conditioning": conditioning,
-            "objective": _option("objective", "epsilon"),  # these three are training's, and not used
+            "objective": _option("objective", "diffusion"),  # these three are training's, and not used
             "drops": _option("drops", "balanced"),
             "optimizer": _option("optimizer", "adamw"),
             "ema": {"enabled": False},

@@ -15,6 +15,10 @@ def value(mean):
     return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "count": 4, "failed": 0}
 
 
+def table(folder):
+    return list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+
+
 @pytest.fixture
 def sweep(tmp_path):
     """A sweep over two runs, two scales of guidance and two fractions, of which one job has failed."""
@@ -43,7 +47,7 @@ def sweep(tmp_path):
 
 def test_the_table_has_a_row_a_job_and_a_column_for_what_differs(sweep):
     said = write_sweep(jobs_of(sweep), sweep)
-    rows = list(csv.DictReader((sweep / "sweep.csv").open()))
+    rows = table(sweep)
     assert len(rows) == 7
     assert list(rows[0])[:4] == ["run", "sampler.guidance", "sampler.grounding_fraction", "layout_iou"]
     assert {row["run"] for row in rows} == {"a", "b"}
@@ -70,7 +74,7 @@ def test_the_page_has_the_plots_that_people_draw(sweep):
 def test_single_evaluations_are_compared_by_hand(sweep, tmp_path):
     out = tmp_path / "hand"
     said = main([str(tmp_path / "a" / "1_0.3"), str(tmp_path / "b" / "1_0.3"), f"out={out}"])
-    assert [row["run"] for row in csv.DictReader((out / "sweep.csv").open())] == ["a", "b"]
+    assert [row["run"] for row in table(out)] == ["a", "b"]
     assert str(out / "sweep.html") in said
 
 

@@ -77,9 +77,9 @@ class Absent(Probe):
         raise NotAvailable("metric.absent.weights: nowhere.pt is not there; fetch it")
 
 
-class Masked(Probe):
-    name = "masked"
-    requires = frozenset({"masks"})
+class Scored(Probe):
+    name = "scored"
+    requires = frozenset({"scores"})
 
 
 class Failing(Probe):
@@ -87,6 +87,9 @@ class Failing(Probe):
 
     def measure(self, images, scenes, *, again=()):
         return [{"scene": scene.id, "failure": "the judge said nothing"} for scene in scenes]
+
+    def compute(self, rows, *, true=()):
+        return {self.name: bootstrap_interval([None for row in rows])}
 '''
 TINY = (
     "backbone.weights=null",
@@ -106,7 +109,7 @@ def probes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     folder = tmp_path / "conf" / "metric"
     folder.mkdir(parents=True)
-    for kind in ("Probe", "Distance", "Pairs", "Absent", "Masked", "Failing"):
+    for kind in ("Probe", "Distance", "Pairs", "Absent", "Scored", "Failing"):
         name = kind.lower()
         node = {
             "_target_": f"probe_metrics.{kind}",
@@ -209,15 +212,15 @@ def test_rows_of_pictures_that_have_changed_are_made_again(evaluated, probes, tm
 
 
 def test_what_cannot_be_measured_is_said_and_the_rest_runs(evaluated, tmp_path, capsys):
-    evaluated(tmp_path, "metric=[absent,masked,pairs,probe,failing]", "protocol.arms=[with_scene]")
+    evaluated(tmp_path, "metric=[absent,scored,pairs,probe,failing]", "protocol.arms=[with_scene]")
     said = capsys.readouterr().out
     found = kept(tmp_path)
     assert found["not_measured"] == {
         "absent": "metric.absent.weights: nowhere.pt is not there; fetch it",
-        "masked": found["not_measured"]["masked"],
+        "scored": found["not_measured"]["scored"],
         "pairs": "needs two pictures of a scene; give protocol.seeds=[0,1]",
     }
-    assert found["not_measured"]["masked"].startswith("requires masks, and ")
+    assert found["not_measured"]["scored"].startswith("requires scores, and ")
     assert "absent: not measured: metric.absent.weights" in said
     assert set(found["values"]["with_scene"]) >= {"probe"}
     assert found["failures"]["with_scene"]["failing"]["count"] == 5
