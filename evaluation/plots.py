@@ -82,7 +82,7 @@ def figure(plot: Plot) -> str:
     points = [point for series in plot.series.values() for point in series]
     xs = ticks(min(p.x for p in points), max(p.x for p in points))
     ends = [end for p in points for end in (p.y, p.low, p.high) if end is not None]
-    ys = [0.0, 0.25, 0.5, 0.75, 1.0] if plot.unit and 0 <= min(ends) and max(ends) <= 1 else ticks(min(ends), max(ends))
+    ys = [0.0, 0.25, 0.5, 0.75, 1.0] if plot.unit and min(ends) >= 0 and max(ends) <= 1 else ticks(min(ends), max(ends))
     place = _Places(xs, ys)
     marks = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place.up(y):.1f}" y2="{place.up(y):.1f}"/>'
