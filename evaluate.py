@@ -1,4 +1,4 @@
-"""Evaluate a run: reload its own configuration, generate, score, report."""
+"""Evaluate a run, an adapter file or given pictures: draw, score, report; over any number of processes."""
 
 from omegaconf import DictConfig
 
@@ -7,16 +7,22 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Scores the run, or the pictures, that the configuration names."""
-    from runtime.run_directory import load_run_config
+    from runtime.evaluation_settings import evaluated_config, sweep_job
 
-    run_cfg = load_run_config(cfg.run, cfg)
+    run_cfg, job = evaluated_config(cfg), sweep_job(cfg)
 
     from evaluation.wording import verdict
     from runtime.evaluation import evaluate
+    from runtime.sweep import keep_job
 
-    result = evaluate(cfg, run_cfg)
+    result = evaluate(cfg, run_cfg, job=job)
+    if "pending" in result:
+        print(f"{result['out']}: done here; {result['pending']} pictures or rows are still to come from other ranks")
+        return
     print(verdict({arm: {n: v.__dict__ for n, v in values.items()} for arm, values in result["values"].items()}))
     print(f"{result['out'] / 'metrics.json'}\n{result['out'] / 'report.html'}")
+    if job is not None:
+        keep_job(result["out"])
 
 
 if __name__ == "__main__":

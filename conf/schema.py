@@ -267,21 +267,51 @@ def _as_run() -> Any:
 
 
 @dataclass(kw_only=True)
+class Report:
+    """What the page of an evaluation shows."""
+
+    pictures: int = 200  # scenes; of more than that: by lot, the best and the worst
+
+    def __post_init__(self) -> None:
+        """Refuses values that no page can have."""
+        _at_least("report.", self, pictures=0)
+
+
+@dataclass(kw_only=True)
 class Evaluate:
     """Root of `evaluate.py`."""
 
-    run: str = MISSING
+    run: str | None = None
+    weights: str | None = None  # in place of a run: an adapter file; backbone=NAME says what it belongs to
     protocol: Any = MISSING
     metric: dict[str, Any] = field(default_factory=dict)
+    scenes: str | None = None  # a file of scenes, or a folder of them, in place of the protocol's split
     images: str | None = None  # folder of pictures to score, or "real"; null: generate
     out: str | None = None  # folder of the report; null: inside the run
+    true_rows: str | None = (
+        None  # where what metrics keep of true pictures lies, for other evaluations; null: inside out
+    )
     checkpoint: str | None = None  # null: the newest of the run
     refiner: Any = None  # refines what was generated; null: nothing does
+    report: Report = field(default_factory=Report)
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
     conditioning: Any = _as_run()
     sampler: Any = _as_run()
     trainer: Any = _as_run()
+
+    def __post_init__(self) -> None:
+        """Refuses settings that name nothing to evaluate, or two things."""
+        if self.run is not None and self.weights is not None:
+            raise ValueError("run, weights: both given; name what to evaluate with run=DIR or weights=FILE")
+        if self.run is None and self.weights is None and self.images is None:
+            raise ValueError(
+                "run, weights, images: none given; name what to evaluate with run=DIR, weights=FILE backbone=NAME, or images=DIR"
+            )
+        if self.weights is not None and self.checkpoint is not None:
+            raise ValueError(f"checkpoint={self.checkpoint}: only a run has one; leave it out, or give run=DIR")
+        if self.scenes is not None and self.images == "real":
+            raise ValueError(f"images=real: scenes={self.scenes} has no pictures; give shards with protocol.shards=DIR")
 
 
 @dataclass(kw_only=True)
@@ -428,7 +458,7 @@ TRAINING_ALONE = {
     "ema": "leave it out: pictures are drawn from the averaged weights where the run has them",
     "objective": "leave it out: the backbone says what is predicted, sampler.KEY=VALUE how pictures are drawn",
     "optimizer": "leave it out",
-    "seed": "set that of the pictures with protocol.seed=N",
+    "seed": "set those of the pictures with protocol.seeds=[N]",
 }
 
 ROOTS: dict[str, type] = {

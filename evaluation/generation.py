@@ -1,20 +1,18 @@
-"""Pictures for scenes: generated in batches and kept in a manifest, or read from a folder.
+"""Pictures for scenes: generated in batches and kept in a manifest.
 
 A picture is a function of weights, sampler, seed and scene id, so batches only decide how fast they come. Scoring and
-reporting live elsewhere.
+reporting live elsewhere, reading pictures in `picture_sets.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
-from evaluation.manifest import Manifest, picture_name
+from evaluation.manifest import Manifest
 from models.sampling import to_uint8
 from scenes import Scene, SceneBatch
 
@@ -38,25 +36,33 @@ def generate(
 ) -> None:
     """Draws every scene that has no whole picture yet, from the averaged weights; `manifest.finish()` is the caller's.
 
+    A batch of which a picture is missing is drawn whole, since a picture's last digits depend on its batch: so that what is made
+    after a kill is what an unbroken run makes.
+
     Args:
         module: the trained module.
         scenes: what to draw; `Scene.without_layout()` draws the caption alone, from the same start latents.
         manifest: where the pictures go.
         seed: of the start latents.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time; a batch is consecutive scenes.
         suffix: of the names by which the manifest has the pictures: the scene's id and this.
         progress: called with (pictures done, pictures to do).
     """
     missing = set(manifest.missing([scene.id + suffix for scene in scenes]))
-    todo = [scene for scene in scenes if scene.id + suffix in missing]
+    total, done = len(missing), 0
     with module.averaged(), torch.no_grad():
-        for start in range(0, len(todo), batch_size):
-            batch = SceneBatch(todo[start : start + batch_size], device=module.device)
+        for start in range(0, len(scenes), batch_size):
+            names = {scene.id + suffix for scene in scenes[start : start + batch_size]} & missing
+            if not names:
+                continue
+            batch = SceneBatch(scenes[start : start + batch_size], device=module.device)
             pictures = to_uint8(module.sample(batch, seed=seed))
             for scene, picture in zip(batch, pictures, strict=True):
-                manifest.write(scene.id + suffix, picture)
+                if scene.id + suffix in names:
+                    manifest.write(scene.id + suffix, picture)
+            done += len(names)
             if progress is not None:
-                progress(min(start + batch_size, len(todo)), len(todo))
+                progress(done, total)
 
 
 def refine(
@@ -85,34 +91,3 @@ def refine(
         manifest.write(scene.id, refiner(picture, scene, seed=seed))
         if progress is not None:
             progress(done, len(todo))
-
-
-def read_folder(folder: str | Path, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
-    """The pictures of scenes as (H, W, 3) uint8, from a folder that something else filled with `<scene id>.png` or .jpg.
-
-    Args:
-        folder: where the pictures lie; .png is taken before .jpg and .jpeg.
-        scenes: the scenes whose pictures are wanted.
-
-    Yields:
-        (H, W, 3) uint8, one picture for each scene, in the order of `scenes`.
-
-    Raises:
-        ValueError: a scene has no picture there; scoring only those that exist would change the protocol.
-    """
-    folder = Path(folder)
-    missing = [scene.id for scene in scenes if _picture(folder, scene.id) is None]
-    if missing:
-        raise ValueError(
-            f"images={folder}: {len(missing)} of {len(scenes)} scenes have no picture, first {missing[0]}.png; "
-            "give one picture for each scene, named by the scene's id"
-        )
-    for scene in scenes:
-        with Image.open(_picture(folder, scene.id)) as picture:  # type: ignore[arg-type]
-            yield np.asarray(picture.convert("RGB"))
-
-
-def _picture(folder: Path, scene_id: str) -> Path | None:
-    names = dict.fromkeys((picture_name(scene_id), scene_id))  # as written here, and as others may have
-    found = (folder / f"{name}{suffix}" for name in names for suffix in (".png", ".jpg", ".jpeg"))
-    return next((path for path in found if path.is_file()), None)

@@ -154,6 +154,23 @@ class Manifest:
         with Image.open(self.path(scene_id)) as image:
             return image.convert("RGB")
 
+    def recorded(self, scene_id: str) -> str | None:
+        """The SHA-256 of a scene's picture as it was written; the file is read only where two writers differ.
+
+        Args:
+            scene_id: The scene's.
+
+        Returns:
+            The hash; None where no picture is recorded since the last look (`reload`).
+        """
+        known = self._stamps.get(scene_id, set())
+        stamp = self._found(scene_id) if len(known) > 1 else next(iter(known), None)
+        return None if stamp is None else stamp.sha256
+
+    def reload(self) -> None:
+        """Looks again at what all writers have recorded."""
+        self._load()
+
     def path(self, scene_id: str) -> Path:
         """The file of a scene's picture, as `picture_name` calls it."""
         if not scene_id:

@@ -1,11 +1,14 @@
-"""The rows of pictures in the report: which scenes are shown, and how a scene looks there.
+"""The pictures of the report: which scenes are shown, and how a scene looks there.
 
-Pictures come ready made, with the scores of each scene; drawing boxes and graphs is `scenes.draw`'s.
+Pictures come ready made, with the scores of each scene; drawing boxes and graphs is `scenes.draw`'s, and sorting and
+filtering in the page `report.js`'s, which reads what a card says of itself.
 """
 
 import base64
 import hashlib
 import io
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.wording import ARMS, PRIMARY, SCORED, lower_is_better, number, title
+from evaluation.wording import ARMS, PRIMARY, SCORED, digits, lower_is_better, number, title
 from scenes.draw import draw_boxes, draw_graph
 from scenes.scene import Scene
 
@@ -38,6 +41,7 @@ class PictureRow:
         arm: What the scored picture is: made with the scene, real, or given.
         scores: The scene's own scores: `{metric: value}` of the scored picture, or
             `{arm: {metric: value}}` (the true picture's arm is "ceiling"). None is "no value".
+        failures: Why metrics could not score the picture, a line each.
     """
 
     scene: Scene
@@ -46,6 +50,7 @@ class PictureRow:
     without_scene: Image.Image | None
     arm: str = "with_scene"
     scores: Mapping[str, Any] = field(default_factory=dict)
+    failures: Sequence[str] = ()
 
     def score(self, metric: str, *, arm: str | None = None) -> Score:
         """A score of the scene in an arm, by default the scored one, if it is known."""
@@ -71,8 +76,7 @@ def choose(scores: Mapping[str, Score], *, fixed: int = 24, extremes: int = 12) 
     """Chooses scenes to show.
 
     The lot is drawn by a hash of the id alone, so that every report on a split shows the same scenes
-    whatever they score. Choosing again among what was chosen gives the same: a caller may load only those
-    pictures.
+    whatever they score. Choosing again among what was chosen gives the same.
 
     Args:
         scores: Score by scene id, higher is better; a scene without a score is among the fixed ones only.
@@ -89,14 +93,13 @@ def choose(scores: Mapping[str, Score], *, fixed: int = 24, extremes: int = 12) 
     return Choice(tuple(lot[:fixed]), tuple(names[:many]), tuple(names[::-1][:many]))
 
 
-def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed: int = 24, extremes: int = 12) -> str:
-    """The pictures of the report as HTML: the fixed scenes, the best and the worst by `metric`.
+def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, of: int | None = None) -> str:
+    """The pictures of the report as HTML: a card a scene, the worst by `metric` first, with what sorts and filters them.
 
     Args:
         rows: One a scene.
-        metric: Which of the rows' scores ranks them.
-        fixed: As `choose` takes it.
-        extremes: As `choose` takes it.
+        metric: The score by which the cards lie at first; they stay as they are where no scene has it.
+        of: How many scenes were scored, where these are not all.
 
     Returns:
         A section, or nothing where there are no rows.
@@ -106,37 +109,55 @@ def picture_section(rows: Sequence[PictureRow], *, metric: str = PRIMARY, fixed:
     """
     if not rows:
         return ""
-    by_id = {row.scene.id: row for row in rows}
-    if len(by_id) < len(rows):
-        raise ValueError(f"pictures: {len(rows)} rows have only {len(by_id)} scene ids; give one row a scene")
+    if len({row.scene.id for row in rows}) < len(rows):
+        ids = len({row.scene.id for row in rows})
+        raise ValueError(f"pictures: {len(rows)} rows have only {ids} scene ids; give one row a scene")
+    columns = list(dict.fromkeys(name for row in rows for name in row.of_arm(row.arm)))
+    metric = metric if metric in columns or not columns else columns[0]
     sign = -1 if lower_is_better(metric) else 1
-    found = {name: row.score(metric) for name, row in by_id.items()}
-    known = {name: None if score is None else sign * score for name, score in found.items()}
-    choice = choose(known, fixed=fixed, extremes=extremes)
-    unscored = sum(score is None for score in known.values())
-    note = f"{unscored} of {len(rows)} have no {title(metric)} and are not ranked." if unscored else ""
+    ranked = sorted(rows, key=lambda row: _rank(row.score(metric), sign))
     arm = rows[0].arm
-    groups = {
-        "fixed": ("Fixed set", "Drawn by lot: the same scenes whatever they score.", choice.fixed),
-        "best": ("Best", f"By {title(metric)} {SCORED[arm]}, best first. {note}", choice.best),
-        "worst": ("Worst", f"By {title(metric)} {SCORED[arm]}, worst first. {note}", choice.worst),
-    }
-    cards = {name: _card(by_id[name], metric) for name in {*choice.fixed, *choice.best, *choice.worst}}
-    links = "".join(f'<a href="#{key}">{group[0]}</a>' for key, group in groups.items() if group[2])
-    shown = "".join(
-        f'<section class="group" id="{key}"><h3>{name}</h3><p class="note">{escape(said)}</p>'
-        f'<div class="cards">{"".join(cards[name] for name in names)}</div></section>'
-        for key, (name, said, names) in groups.items()
-        if names
-    )
     switches = "".join(
         f'<input type="radio" name="boxes" id="boxes-{key}"{" checked" if key == "scene" else ""}>' for key in BOXES
     )
     said = dict(zip(BOXES, ("off", ARMS[arm], "all"), strict=True))
     labels = "".join(f'<label for="boxes-{key}">{said[key]}</label>' for key in BOXES)
+    choice = f" of {number(of)}, by lot, the best and the worst" if of is not None and of > len(rows) else ""
+    unscored = sum(row.score(metric) is None for row in rows)
+    note = f" {unscored} have none and come last." if unscored and columns else ""
+    order = f" By {title(metric)} {SCORED[arm]}, worst first.{note}" if columns else ""
     return (
         f'<section id="pictures">{switches}<div class="heading">'
-        f'<h2>Pictures</h2><nav>{links}</nav><div class="switch">boxes {labels}</div></div>{shown}</section>'
+        f'<h2>Pictures</h2><div class="switch">boxes {labels}</div></div>'
+        f'<p class="note">{number(len(rows))} scenes{choice}.{escape(order)}</p>{_tools(columns, metric)}'
+        f'<div class="cards">{"".join(_card(row, metric) for row in ranked)}</div></section>'
+    )
+
+
+def _rank(score: Score, sign: int) -> tuple[bool, float]:
+    """Where a scene stands among the ranked ones."""
+    return (True, 0.0) if score is None or math.isnan(score) else (False, sign * score)
+
+
+def _tools(columns: Sequence[str], metric: str) -> str:
+    """What sorts and filters; hidden until the script shows it."""
+    options = [("place", "as they lie", ""), ("objects", "number of objects", ""), ("failures", "failures", "lower")]
+    options += [(f"score:{name}", title(name), "lower" if lower_is_better(name) else "") for name in columns]
+    first = f"score:{metric}" if columns else "place"
+    listed = "".join(
+        f'<option value="{escape(key)}"{f""" data-better="{better}" """.rstrip() if better else ""}'
+        f"{' selected' if key == first else ''}>{escape(name)}</option>"
+        for key, name, better in options
+    )
+    return (
+        '<div class="tools card" hidden>'
+        f'<label>sort by <select id="pictures-by">{listed}</select></label>'
+        '<label><select id="pictures-order" aria-label="order"><option value="worst">worst or smallest first</option>'
+        '<option value="best">best or largest first</option></select></label>'
+        '<label>words <input id="pictures-text" type="search" placeholder="caption, phrase, id"></label>'
+        '<label>objects <input id="pictures-least" type="number" min="0" placeholder="from">'
+        '<input id="pictures-most" type="number" min="0" placeholder="to" aria-label="objects at most"></label>'
+        '<output id="pictures-count"></output></div>'
     )
 
 
@@ -188,22 +209,37 @@ def _card(row: PictureRow, metric: str) -> str:
         if picture is not None
     )
     scores = "".join(
-        f"<span>{escape(title(name))} <b>{number(score, digits=2)}</b></span>"
+        f"<span>{escape(title(name))} <b>{number(score, digits=digits([score], most=2))}</b></span>"
         for name, score in row.of_arm(row.arm).items()
     )
     boxes = data_uri(overlay(row.scene, size=_shown(row.picture).size))
+    failed = "".join(f'<p class="failure">{escape(reason)}</p>' for reason in row.failures)
     return (
-        f'<article class="scene card" style="--boxes:url({boxes})">'
+        f'<article class="scene card" style="--boxes:url({boxes})" {_said(row)}>'
         f"<header><p>{caption}</p><code>{escape(row.scene.id)}</code></header>"
         f'<div class="sheet"><figure class="graph"><img alt="scene graph" src="{data_uri(graph)}">'
         f"<figcaption>scene graph</figcaption></figure>{figures}</div>"
-        f"{f'<footer><span>{ARMS[row.arm]}:</span>{scores}</footer>' if scores else ''}</article>"
+        f"{f'<footer><span>{ARMS[row.arm]}:</span>{scores}</footer>' if scores else ''}{failed}</article>"
     )
+
+
+def _said(row: PictureRow) -> str:
+    """What the script reads of a card, as attributes."""
+    scene = row.scene
+    words = [scene.id, scene.caption, *(item.phrase for item in scene.objects), *(r.predicate for r in scene.relations)]
+    scores = {name: score for name, score in row.of_arm(row.arm).items() if score is not None and math.isfinite(score)}
+    said = {
+        "text": " ".join(words).lower(),
+        "objects": str(len(scene.objects)),
+        "failures": str(len(row.failures)),
+        "scores": json.dumps(scores),
+    }
+    return " ".join(f'data-{key}="{escape(value)}"' for key, value in said.items())
 
 
 def _figure(row: PictureRow, arm: str, name: str, picture: Image.Image, metric: str) -> str:
     score = row.score(metric, arm=arm)
-    value = f" <b>{number(score, digits=2)}</b>" if score is not None else ""
+    value = f" <b>{number(score, digits=digits([score], most=2))}</b>" if score is not None else ""
     pixels = ' class="pixels"' if max(picture.size) <= SMALL else ""
     alt = escape(f"{name}: {row.scene.caption}")
     return (

@@ -1,11 +1,13 @@
 """What an evaluation leaves behind: `metrics.json` for programs and `report.html` for people.
 
-The report is one file that loads nothing: style, charts and pictures are inside it, and its own content
-policy forbids the rest. What is measured, and on which pictures, is the caller's to decide; the parts of the
-page are in `sections.py`, `charts.py` and `pictures.py`.
+The report is one file that loads nothing: style, script, charts and pictures are inside it, and its own content
+policy forbids the rest, any other script included. What is measured, and on which pictures, is the caller's to decide; the
+parts of the page are in `sections.py`, `charts.py`, `plots.py` and `pictures.py`.
 """
 
+import base64
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +18,8 @@ from typing import Any
 from evaluation.atomic import write_atomically
 from evaluation.charts import Points
 from evaluation.pictures import Choice, PictureRow, choose, picture_section
-from evaluation.sections import head, protocol, run_name, scores, training
+from evaluation.plots import Plot, plot_section
+from evaluation.sections import head, not_measured, protocol, published, run_name, scores, training
 from evaluation.wording import ARMS, PRIMARY, primary_metric
 
 __all__ = ["Choice", "PictureRow", "choose", "write_metrics", "write_report"]
@@ -35,7 +38,8 @@ PROTOCOL = (
     "filters",
 )
 STYLE = Path(__file__).with_name("report.css")
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SCRIPT = Path(__file__).with_name("report.js")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{script}'"
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -43,12 +47,13 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{name} – Scenograph evaluation</title>
+<title>{name}</title>
 <style>
 {style}</style>
 </head>
 <body>
 {body}
+<script>{script}</script>
 </body>
 </html>
 """
@@ -76,15 +81,18 @@ def write_report(
     *,
     pictures: Sequence[PictureRow] = (),
     curves: Mapping[str, Points] | None = None,
+    plots: Sequence[Plot] = (),
 ) -> None:
     """Writes the report as one HTML file; the same arguments give the same bytes.
 
     Args:
         path: Usually `report.html`; the file is there whole or not at all.
-        metrics: As `write_metrics` takes them; "command", where given, is shown as the way to make this
-            again.
-        pictures: One row a scene, of all scenes or of those that `choose` names.
+        metrics: As `write_metrics` takes them. Of the other keys "command" is shown as the way to make this again, "published"
+            {system: {"source", "values": {metric: number}}} beside the scores, "not_measured" {metric: reason} and
+            "failures" {arm: {metric: {"count", "first"}}} under them.
+        pictures: One row a scene, of all scenes or of some.
         curves: (step, value) by name, such as `loss` and `layout_iou`.
+        plots: What is drawn beside the scores.
 
     Raises:
         ValueError: As `write_metrics`; or two rows are of one scene.
@@ -94,15 +102,32 @@ def write_report(
     sections = (
         head(kept),
         scores(values),
+        published(values, kept.get("published") or {}),
+        plot_section(plots, name="complexity", heading="By complexity"),
+        not_measured(kept.get("not_measured") or {}, kept.get("failures") or {}),
         training(values, curves or {}),
-        picture_section(pictures, metric=primary_metric(values) or PRIMARY),
+        picture_section(pictures, metric=primary_metric(values) or PRIMARY, of=kept["protocol"].get("scenes")),
         protocol(kept),
     )
+    write_page(path, f"{run_name(kept['run'])} – Scenograph evaluation", "\n".join(sections))
+
+
+def write_page(path: str | Path, title: str, body: str) -> None:
+    """Writes a page with the report's style and script.
+
+    Args:
+        path: The file; it is there whole or not at all.
+        title: Text of its title.
+        body: HTML.
+    """
+    script = SCRIPT.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = PAGE.format(
-        policy=POLICY,
-        name=escape(run_name(kept["run"])),
+        policy=POLICY.format(script=f"sha256-{digest}"),
+        name=escape(title),
         style=STYLE.read_text(encoding="utf-8"),
-        body="\n".join(sections),
+        body=body,
+        script=script,
     )
     write_atomically(path, page.encode())
 

@@ -1,4 +1,4 @@
-"""The sections of the report as HTML: head, scores, training, protocol.
+"""The sections of the report as HTML: head, scores, published numbers, what was not measured, training, protocol.
 
 They take metrics as `write_metrics` leaves them and escape everything that they show. Charts are drawn in
 `charts.py`, the rows of pictures in `pictures.py`.
@@ -14,6 +14,7 @@ from evaluation.charts import Points, curve_chart, interval_chart
 from evaluation.wording import (
     ARMS,
     NOTHING,
+    SCORED,
     Values,
     digits,
     ends,
@@ -63,6 +64,40 @@ def scores(values: Values) -> str:
     )
 
 
+def published(values: Values, systems: Mapping[str, Any]) -> str:
+    """What others have published under this protocol, beside the value here, with where it is from."""
+    if not systems:
+        return ""
+    arm = next((arm for arm in SCORED if arm in values), None)
+    ours = values.get(arm, {}) if arm else {}
+    names = list(dict.fromkeys(name for system in systems.values() for name in system.get("values", {})))
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in systems)
+    rows = "".join(_published_row(name, ours.get(name), systems) for name in names)
+    sources = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(_text(system.get('source')))}</dd>" for name, system in systems.items()
+    )
+    return (
+        '<section id="published"><h2>Published</h2><p class="note">As published, not measured here; other code, weights or '
+        f'pictures may stand behind a number of the same name.</p><div class="card scroll"><table><thead><tr>'
+        f'<th scope="col">metric</th><th scope="col">here</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="card"><dl>{sources}</dl></div></section>'
+    )
+
+
+def not_measured(reasons: Mapping[str, str], failures: Mapping[str, Any]) -> str:
+    """Metrics without a value and pictures without a score, each with the reason."""
+    metrics = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in reasons.items())
+    failed = "".join(
+        f"<dt>{escape(name)}, {escape(ARMS.get(arm, arm))}</dt><dd>{number(of_metric['count'])} pictures: "
+        f"{escape('; '.join(of_metric['first']))}</dd>"
+        for arm, of_arm in failures.items()
+        for name, of_metric in of_arm.items()
+    )
+    parts = [("Not measured", metrics), ("Pictures that could not be scored", failed)]
+    shown = "".join(f'<div class="card"><h3>{name}</h3><dl>{said}</dl></div>' for name, said in parts if said)
+    return f'<section id="not-measured"><h2>Missing</h2>{shown}</section>' if shown else ""
+
+
 def training(values: Values, curves: Mapping[str, Points]) -> str:
     """The curves of training; those of a metric with its ceiling and floor."""
     if not curves:
@@ -79,6 +114,7 @@ def protocol(kept: dict[str, Any]) -> str:
         "step": kept["step"],
         "samples seen": kept["samples_seen"],
     }
+    weights |= {key: kept[key] for key in ("checkpoint", "device", "git_commit", "wall_time_s") if key in kept}
     tables = {"Protocol": kept["protocol"], "Weights": weights, "Versions": kept["versions"]}
     shown = "".join(
         f'<div class="card"><h3>{name}</h3><dl>{_definitions(table)}</dl></div>' for name, table in tables.items()
@@ -101,13 +137,22 @@ def _row(values: Values, name: str, arms: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(title(name))}{better}</th>{cells}</tr>'
 
 
+def _published_row(name: str, ours: dict[str, Any] | None, systems: Mapping[str, Any]) -> str:
+    others = [system.get("values", {}).get(name) for system in systems.values()]
+    decimals = digits([value for value in (*others, (ours or {}).get("mean")) if value is not None])
+    cells = "".join(f"<td>{number(None if value is None else float(value), digits=decimals)}</td>" for value in others)
+    better = "<small>lower is better</small>" if lower_is_better(name) else ""
+    return f'<tr><th scope="row">{escape(title(name))}{better}</th><td>{_cell(ours, decimals)}</td>{cells}</tr>'
+
+
 def _cell(value: dict[str, Any] | None, decimals: int) -> str:
     if value is None:
         return f"<b>{NOTHING}</b>"
     mean, low, high = (number(value[end], digits=decimals) for end in ("mean", "low", "high"))
     interval = f"{low} to {high}" if NOTHING not in (low, high) else ""
     behind = f"n = {number(value['count'])}" if value["count"] is not None else ""
-    return f"<b>{mean}</b><small>{', '.join(part for part in (interval, behind) if part)}</small>"
+    failed = f"{number(value['failed'])} failed" if value.get("failed") else ""
+    return f"<b>{mean}</b><small>{', '.join(part for part in (interval, behind, failed) if part)}</small>"
 
 
 def _levels(values: Values, curve: str) -> dict[str, float]:

@@ -146,8 +146,8 @@ class Metric(ABC):
         """The values over all scenes.
 
         Args:
-            rows: One for each scene, in the order of the scenes.
-            true: Of a metric with `compares`, the rows of the true pictures in the same order.
+            rows: One for each scene, in the order of the scenes; where pictures were drawn from several seeds, seed after seed.
+            true: Of a metric with `compares`, the rows of the true pictures in the same order, as many.
 
         Returns:
             Values by name.
@@ -203,8 +203,14 @@ class SceneMetric(Metric):
         return {column: self.mean(rows, column) for column in self.columns}
 
     def mean(self, rows: Sequence[Row], column: str) -> Value:
-        """The mean of a column with its interval, and how many rows failed."""
-        value = bootstrap_interval((row.get(column) for row in rows), resamples=self.resamples, seed=self.seed)
+        """The mean of a column with its interval, and how many rows failed; of several rows of a scene their mean counts."""
+        scores: dict[Any, list[float]] = {}
+        for place, row in enumerate(rows):
+            kept = scores.setdefault(row.get("scene", place), [])
+            if (score := row.get(column)) is not None and not math.isnan(score):
+                kept.append(score)
+        means = (sum(kept) / len(kept) if kept else None for kept in scores.values())
+        value = bootstrap_interval(means, resamples=self.resamples, seed=self.seed)
         return replace(value, failed=sum("failure" in row for row in rows))
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from models.conditioning.adapter_file import differing_settings, fill, read_weights, save_adapter
 from models.conditioning.base import Conditioning
 from runtime.build import build_backbone, build_conditioning
-from runtime.evaluation import load_module
+from runtime.restoring import load_module
 from runtime.run_directory import load_run_config
 
 if TYPE_CHECKING:

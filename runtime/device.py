@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from runtime.ranks import Ranks
 from runtime.run_directory import RunError
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ def accumulation(batch_size: int, trainer: DictConfig) -> int:
             f"{micro} samples at once; take {way}, or another batch_size"
         )
     return batch_size // (ranks * micro)
+
+
+def place_rank(run_cfg: DictConfig, ranks: Ranks) -> None:
+    """Gives each of several processes of a machine its own GPU; of a list of devices the rank's.
+
+    Args:
+        run_cfg: its `trainer.devices` is set.
+        ranks: which process this is.
+    """
+    if ranks.count > 1 and torch.cuda.is_available():
+        given = run_cfg.trainer.devices
+        devices = list(given) if not isinstance(given, int | str) else list(range(torch.cuda.device_count()))
+        run_cfg.trainer.devices = [devices[ranks.local % len(devices)]]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from models.inpainting import as_image
 from models.sampling import to_uint8
 from runtime.build import build_refiner
 from runtime.device import device_of, placed
-from runtime.evaluation import load_module
+from runtime.restoring import load_module
 from scenes import Scene, SceneBatch
 from scenes.draw import draw_boxes, draw_graph, grid
 from scenes.forms import read_scene

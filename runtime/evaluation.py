@@ -1,276 +1,434 @@
-"""What `evaluate.py` does once its configuration is checked: reload the run, generate, score, report.
+"""What `evaluate.py` does once its configuration is checked: restore the weights, draw, measure, report.
 
 Each arm is a set of pictures for the same scenes: drawn with the scene, drawn without it, the true pictures (ceiling) and
-true pictures of other scenes (floor), or pictures that something else made.
+true pictures of other scenes (floor), or pictures that something else made. Any number of processes share the work and none waits
+for another: each draws and measures its batches of scenes, and whichever finds everything there at its end writes the report.
 """
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from datamodules.shards import ShardSet, has_shards
-from evaluation.generation import NOT_REFINED, generate, read_folder, refine
+from evaluation.generation import NOT_REFINED, generate, refine
 from evaluation.manifest import Manifest
-from evaluation.report import PictureRow, choose, write_metrics, write_report
-from evaluation.wording import SCORED
-from loggers.metrics_csv import read_metrics
-from metrics.base import Metric, Row, SceneMetric
-from runtime.build import build_module, build_refiner
-from runtime.device import MIXED, device_of, placed
-from runtime.run_directory import RunDirectory, RunError
-from scenes import Scene
+from evaluation.measuring import RowStore, batches_of, gathered, measure, row_keys, scene_marks, store_name, unmeasured
+from evaluation.picture_sets import Folder, Generated, PictureSet, Turned
+from evaluation.scene_scores import SceneScores
+from metrics.base import Metric, NotAvailable, Row
+from runtime.build import build_refiner
+from runtime.device import device_of, place_rank, placed
+from runtime.evaluation_report import About, write_outcome
+from runtime.evaluation_settings import Places, places_of, protocol_of
+from runtime.ranks import Ranks, ranks_of
+from runtime.restoring import load_module, picture_settings, weights_hash
+from runtime.scene_split import SceneSplit, made_shards, split_of_files, split_of_shards, square_transform
 
 if TYPE_CHECKING:
-    from lightning_modules.scene_diffusion import SceneDiffusion
+    from scenes import Scene
 
-LIBRARIES = ("torch", "diffusers", "transformers", "pytorch-lightning", "numpy")
-CURVES = ("train/loss", "validation/loss", "layout/")
-Arms = dict[str, list[np.ndarray]]
+__all__ = ["evaluate", "load_module", "open_split"]
 
 
-def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffusion, Path]:
-    """The module of a run with the weights of a checkpoint, and which checkpoint that is.
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Pictures of all scenes of a split.
+
+    Attributes:
+        name: One of `evaluation.wording.ARMS`.
+        sets: The pictures, a set a seed.
+        rows: Folder of what metrics keep of them.
+    """
+
+    name: str
+    sets: tuple[PictureSet, ...]
+    rows: Path
+
+    def scored(self, metric: Metric) -> list[tuple[PictureSet, ...]]:
+        """What the metric takes row by row: a set, or two of them."""
+        return [self.sets[:2]] if metric.pairs else [(pictures,) for pictures in self.sets]
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """One evaluation, as one process sees it.
+
+    Attributes:
+        protocol: As `protocol_of` gives it.
+        split: The scenes.
+        ranks: Which process this is.
+        places: Where things go.
+        device: Where metrics work.
+        nodes: The metrics' configuration by name.
+        not_measured: Why a metric gives no value, by name.
+        seconds: What took how long in this process.
+    """
+
+    protocol: Mapping[str, Any]
+    split: SceneSplit
+    ranks: Ranks
+    places: Places
+    device: torch.device
+    nodes: Mapping[str, Any]
+    not_measured: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> list[range]:
+        """This process's batches of places."""
+        return self.ranks.share(batches_of(len(self.split.scenes), self.protocol["batch_size"]))
+
+    def metric(self, name: str) -> Metric:
+        """A metric as its configuration says; its models are not loaded yet."""
+        try:
+            return instantiate(self.nodes[name], _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, NotAvailable):
+                raise error.__cause__ from error
+            raise
+
+    def leave_out(self, name: str, reason: object) -> None:
+        """Notes and says that a metric gives no value."""
+        self.not_measured[name] = " ".join(str(reason).split())
+        print(f"{name}: not measured: {self.not_measured[name]}", flush=True)
+
+    def bar(self, total: int, what: str, unit: str) -> tqdm:
+        """A progress bar, of the first process alone."""
+        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, disable=self.ranks.rank > 0)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Adds the seconds that the block takes."""
+        start = time.monotonic()
+        yield
+        self.seconds[what] = round(self.seconds.get(what, 0.0) + time.monotonic() - start, 2)
+
+
+def evaluate(
+    cfg: DictConfig,
+    run_cfg: DictConfig | None,
+    *,
+    job: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """Draws or reads pictures, scores them beside ceiling and floor, and writes `metrics.json` and `report.html`.
 
     Args:
-        run_cfg: the run's own configuration.
-        checkpoint: a file; None takes the newest whole one of the run.
+        cfg: What `evaluate.py` was asked for.
+        run_cfg: What pictures are drawn with, as `evaluated_config` gives it; None where pictures are given.
+        job: The name of a sweep's job.
+        environment: Tells this process's rank.
 
     Returns:
-        The module in evaluation mode, on the CPU, and the checkpoint's path.
+        What `metrics.json` has, and "out", its folder; where other processes still have something to make, "out" and
+        "pending", how many pictures or rows.
 
     Raises:
-        RunError: the run has no checkpoint.
+        ValueError: The split cannot be read, or pictures are missing or of other settings.
     """
-    path = Path(checkpoint) if checkpoint else RunDirectory(run_cfg.run).newest_checkpoint()
-    if path is None or not path.is_file():
-        raise RunError(
-            f"run={run_cfg.run}: no checkpoint {path or 'yet'}; train it first: python train.py run={run_cfg.run}"
-        )
-    module = build_module(run_cfg, restored=True)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(stored)
-    module.load_state_dict(stored["state_dict"], strict=False)  # on_load_checkpoint has verified the keys
-    module.loaded_step = stored["global_step"]
-    return module.eval(), path
-
-
-def held_out(protocol: DictConfig) -> tuple[list[Scene], list[np.ndarray]]:
-    """Scenes and true pictures of a protocol's split.
-
-    Args:
-        protocol: `shards`, the folder of the split; `scenes`, how many to take from its start, null for all; `make`, where
-            given, writes the shards first if there are none.
-
-    Returns:
-        The scenes, and their pictures (H, W, 3) uint8 in the same order.
-
-    Raises:
-        ValueError: the split has fewer scenes than the protocol asks for.
-    """
-    node = instantiate(protocol, _convert_="all")
-    if node.get("make") is not None and not has_shards(node["shards"]):
-        node["make"](out=node["shards"])
-    records = ShardSet(node["shards"])
-    if records.latents is not None:
-        raise ValueError(
-            f"protocol.shards: {node['shards']} holds latents, and pictures are scored against pictures; "
-            "prepare the same scenes with their pictures"
-        )
-    count = len(records) if node["scenes"] is None else node["scenes"]
-    if len(records) < count:
-        raise ValueError(
-            f"protocol.scenes: {count} but {node['shards']} holds {len(records)}; lower it or give more shards"
-        )
-    rows = [records[place] for place in range(count)]
-    return [row.scene for row in rows], [row.image for row in rows]
-
-
-def measure(metrics: Mapping[str, Metric], pictures: Sequence[np.ndarray], scenes: list[Scene]) -> dict[str, list[Row]]:
-    """The rows of every metric for one arm, by the metric's name, in the order of the scenes."""
-    return {name: metric.measure(pictures, scenes) for name, metric in metrics.items()}
-
-
-def generated_arms(cfg: DictConfig, run_cfg: DictConfig, scenes: list[Scene], out: Path) -> tuple[Arms, dict[str, Any]]:
-    """Pictures with the scene and without it, and what the report says of the weights."""
-    device = device_of(run_cfg.trainer)
-    module, checkpoint = load_module(run_cfg, cfg.checkpoint)
-    about = {
-        "step": module.loaded_step,
-        "samples_seen": module.loaded_step * run_cfg.batch_size,
-        "weights_sha256": weights_hash(module),
-        "checkpoint": checkpoint.name,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-    refiner = build_refiner(cfg)
-    arms = {"with_scene": scenes}
-    if module.conditioning.adapters:
-        arms["without_scene"] = [scene.without_layout() for scene in scenes]
-    pictures: Arms = {}
-    for arm, asked in arms.items():
-        settings = picture_settings(cfg, run_cfg, weights=about["weights_sha256"], seed=cfg.protocol.seed, arm=arm)
-        manifest = Manifest(out / arm, settings)
-        with (
-            placed(module, run_cfg.trainer),
-            tqdm(total=len(asked), desc=f"generating {arm}", unit="picture", dynamic_ncols=True) as bar,
-        ):
-            suffix = "" if refiner is None else NOT_REFINED
-            done = len(asked) - len(manifest.missing([scene.id + suffix for scene in asked]))
-            bar.update(done)
-            generate(
-                module,
-                asked,
-                manifest,
-                seed=cfg.protocol.seed,
-                batch_size=cfg.protocol.batch_size,
-                suffix=suffix,
-                progress=lambda count, _total, bar=bar, done=done: bar.update(done + count - bar.n),
-            )
-        if refiner is not None:
-            with tqdm(total=len(asked), desc=f"refining {arm}", unit="picture", dynamic_ncols=True) as bar:
-                bar.update(len(asked) - len(manifest.missing([scene.id for scene in asked])))
-                refine(
-                    refiner.to(device),
-                    asked,
-                    manifest,
-                    seed=cfg.protocol.seed,
-                    progress=lambda *_, bar=bar: bar.update(),
-                )
-        manifest.finish()
-        pictures[arm] = [np.asarray(manifest.read(scene.id)) for scene in asked]
-    return pictures, about
-
-
-def picture_settings(cfg: DictConfig, run_cfg: DictConfig, *, weights: str, seed: int, arm: str) -> dict[str, Any]:
-    """All that decides what a picture of a scene looks like, as its manifest keeps it; the refiner is the command's."""
-    settings = {
-        "weights": weights,
-        "sampler": OmegaConf.to_container(run_cfg.sampler, resolve=True),
-        "seed": seed,
-        "arm": arm,
-    }
-    if run_cfg.trainer.precision in MIXED:
-        settings["precision"] = run_cfg.trainer.precision
-    if cfg.refiner is not None:
-        settings["refiner"] = OmegaConf.to_container(cfg.refiner, resolve=True)
-    return settings
-
-
-def evaluate(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, Any]:
-    """Generates or reads pictures, scores them beside ceiling and floor, and writes `metrics.json` and `report.html`."""
-    out = Path(cfg.out or Path(cfg.run) / "evaluation" / cfg.protocol.name)
-    scenes, true = held_out(cfg.protocol)
-    metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
+    ranks = ranks_of(environment)
+    if run_cfg is not None:
+        place_rank(run_cfg, ranks)
+    protocol = protocol_of(cfg)
     if cfg.images is not None and cfg.refiner is not None:
         raise ValueError(f"refiner: images={cfg.images} are scored as they are; leave the refiner out")
-    if cfg.images is None:
-        arms, about = generated_arms(cfg, run_cfg, scenes, out)
-    else:
-        is_real = cfg.images == "real"
-        arms = {"real" if is_real else "pictures": true if is_real else list(read_folder(cfg.images, scenes))}
-        about = {"step": None, "samples_seen": None, "weights_sha256": None, "checkpoint": f"images={cfg.images}"}
-    arms |= {"ceiling": true, "floor": [*true[1:], true[0]]}
-    measured = {arm: measure(metrics, pictures, scenes) for arm, pictures in arms.items()}
-    values = {
-        arm: {
-            key: value
-            for name, metric in metrics.items()
-            for key, value in metric.compute(rows[name], true=measured["ceiling"][name]).items()
-        }
-        for arm, rows in measured.items()
-    }
-    rows = {arm: scene_scores(metrics, of_arm, len(scenes)) for arm, of_arm in measured.items()}
-    result = {
-        "values": values,
-        "protocol": protocol_of(cfg, run_cfg, scenes=len(scenes)),
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
-        "run": str(cfg.run),
-        **about,
-    }
-    write_metrics(out / "metrics.json", result)
-    write_report(out / "report.html", result, pictures=picture_rows(scenes, arms, rows), curves=curves(Path(cfg.run)))
-    return {**result, "out": out}
+    job_of = Evaluation(
+        protocol=protocol,
+        split=open_split(cfg, run_cfg, ranks),
+        ranks=ranks,
+        places=places_of(cfg, job),
+        device=_device(run_cfg, ranks),
+        nodes=cfg.metric,
+    )
+    _leave_out_at_once(job_of, one_seed=cfg.images == "real")
+    arms, about = _arms(cfg, run_cfg, job_of)
+    with job_of.timed("measuring"):
+        for name in cfg.metric:
+            if name not in job_of.not_measured:
+                _measure(job_of, name, arms)
+    pending = _reloaded(arms, job_of)
+    if pending:
+        return {"out": job_of.places.out, "pending": pending}
+    with job_of.timed("computing"):
+        values, scores, failures, pending = _values(job_of, arms)
+    if pending:
+        return {"out": job_of.places.out, "pending": pending}
+    for arm in arms.values():
+        for pictures in arm.sets:
+            if isinstance(pictures, Generated):
+                pictures.manifest.finish()
+    shown = {name: arm.sets[0] for name, arm in arms.items()}
+    return write_outcome(cfg, run_cfg, job_of, about, values=values, scores=scores, failures=failures, pictures=shown)
 
 
-def scene_scores(
-    metrics: Mapping[str, Metric], rows: Mapping[str, list[Row]], count: int
-) -> list[dict[str, float | None]]:
-    """What the metrics that score picture by picture said of each scene."""
-    scores: list[dict[str, float | None]] = [{} for _ in range(count)]
-    for name, metric in metrics.items():
-        if isinstance(metric, SceneMetric):
-            for score, row in zip(scores, rows[name], strict=True):
-                score.update({column: row.get(column) for column in metric.columns})
-    return scores
+def open_split(cfg: DictConfig, run_cfg: DictConfig | None, ranks: Ranks | None = None) -> SceneSplit:
+    """The scenes of an evaluation: those of `scenes`, else of the protocol's shards, which are made where it says how.
 
+    Args:
+        cfg: What `evaluate.py` was asked for.
+        run_cfg: What pictures are drawn with: scenes become square as its data did, at its pictures' size. None: as the
+            protocol says.
+        ranks: Which process this is; None is the only one.
 
-def picture_rows(
-    scenes: list[Scene], arms: Arms, scores: Mapping[str, list[dict[str, float | None]]]
-) -> list[PictureRow]:
-    """The scenes that the report shows: a fixed choice, the best and the worst."""
-    scored = next(arm for arm in SCORED if arm in arms)
-    chosen = choose({scene.id: scores[scored][place].get("layout_iou") for place, scene in enumerate(scenes)})
-    wanted = {*chosen.fixed, *chosen.best, *chosen.worst}
-    return [
-        PictureRow(
-            scene=scene,
-            true=Image.fromarray(arms["ceiling"][place]) if scored != "real" else None,
-            picture=Image.fromarray(arms[scored][place]),
-            without_scene=Image.fromarray(arms["without_scene"][place]) if "without_scene" in arms else None,
-            arm=scored,
-            scores={arm: scores[arm][place] for arm in arms if arm != "floor"},
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: There are fewer scenes than are asked for, or more than the protocol's filter leaves.
+    """
+    protocol = protocol_of(cfg)
+    data = {} if run_cfg is None else run_cfg.data
+    size = protocol["size"] if run_cfg is None else run_cfg.backbone.get("resolution")
+    transform = square_transform(data, size, protocol["transform"])
+    if cfg.scenes is not None:
+        return split_of_files(cfg.scenes, transform, count=protocol["scenes"])
+    made_shards(instantiate(cfg.protocol, _convert_="all"), ranks or Ranks())
+    split = split_of_shards(protocol["shards"], transform, count=protocol["scenes"])
+    if protocol["expected"] is not None and split.whole > protocol["expected"]:
+        raise ValueError(
+            f"protocol.expected: {protocol['shards']} holds {split.whole} scenes, and {protocol['name']} has "
+            f"{protocol['expected']}; prepare it with its filter, or set protocol.expected=null"
         )
-        for place, scene in enumerate(scenes)
-        if scene.id in wanted
-    ]
+    return split
 
 
-def protocol_of(cfg: DictConfig, run_cfg: DictConfig, *, scenes: int) -> dict[str, Any]:
-    """Everything that a reader needs to make the numbers again."""
-    return {
-        "name": cfg.protocol.name,
-        "split": cfg.protocol.shards,
-        "scenes": scenes,
-        "sampler": run_cfg.sampler.scheduler["_target_"].split(".")[1] if cfg.images is None else None,
-        "steps": run_cfg.sampler.steps if cfg.images is None else None,
-        "guidance": run_cfg.sampler.guidance if cfg.images is None else None,
-        "grounding_fraction": run_cfg.sampler.grounding_fraction if cfg.images is None else None,
-        "precision": run_cfg.trainer.precision if cfg.images is None else None,
-        "negative_prompt": run_cfg.sampler.get("negative_prompt") if cfg.images is None else None,
-        "guidance_rescale": run_cfg.sampler.get("guidance_rescale", 0.0) if cfg.images is None else None,
-        "seeds": [cfg.protocol.seed],
-        "filters": list(cfg.protocol.get("filters", ())),
-        "images": cfg.images,
-        "refiner": None if cfg.refiner is None else OmegaConf.to_container(cfg.refiner, resolve=True),
-    }
+def _device(run_cfg: DictConfig | None, ranks: Ranks) -> torch.device:
+    """Where metrics work: the run's device, else a GPU where there is one."""
+    if run_cfg is not None:
+        return device_of(run_cfg.trainer)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.device("cuda", ranks.local % count) if count else torch.device("cpu")
 
 
-def weights_hash(module: SceneDiffusion) -> str:
-    """SHA-256 over the averaged weights that draw the pictures, frozen ones included."""
-    digest = hashlib.sha256()
-    with module.averaged():
-        for part in (module.backbone, module.conditioning):
-            for key, value in sorted(part.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _leave_out_at_once(job: Evaluation, *, one_seed: bool) -> None:
+    """Notes the metrics of which it is known before anything is drawn that they cannot be measured."""
+    one_seed = one_seed or len(job.protocol["seeds"]) < 2
+    for name in job.nodes:
+        try:
+            metric = job.metric(name)
+            metric.settings()
+        except NotAvailable as error:
+            job.leave_out(name, error)
+            continue
+        missing = sorted(metric.requires - job.split.provides - ({"image"} if job.split.true else set()))
+        if missing:
+            have = ", ".join(sorted(job.split.provides))
+            job.leave_out(
+                name, f"requires {', '.join(missing)}, and {job.split.name} has only {have}; take another split"
+            )
+        elif metric.compares and job.split.true is None:
+            job.leave_out(
+                name, f"compares with true pictures, and {job.split.name} has none; give shards with pictures"
+            )
+        elif metric.pairs and one_seed:
+            job.leave_out(name, "needs two pictures of a scene; give protocol.seeds=[0,1]")
 
 
-def curves(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """Loss and layout scores over steps, from the run's `metrics.csv`."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for step, name, value in read_metrics(run / "metrics.csv"):
-        if name.startswith(CURVES):
-            found.setdefault(name, []).append((step, value))
-    return found
+def _arms(cfg: DictConfig, run_cfg: DictConfig | None, job: Evaluation) -> tuple[dict[str, Arm], About]:
+    """The arms of an evaluation, their pictures drawn as far as they are this process's share, and what drew them."""
+    wanted, true, scenes = job.protocol["arms"], job.split.true, job.split.scenes
+    rows = job.places.out / "rows"
+    ids = [scene.id for scene in scenes]
+    about = About(checkpoint=f"images={cfg.images}")
+    arms: dict[str, Arm] = {}
+    if cfg.images == "real":
+        assert true is not None
+        arms["real"] = Arm(name="real", sets=(true,), rows=job.places.true_rows / "ceiling")
+    elif cfg.images is not None:
+        seeds = [Path(cfg.images) / str(seed) for seed in job.protocol["seeds"]]
+        folders = seeds if seeds[0].is_dir() else [Path(cfg.images)]
+        sets = tuple(Folder(folder, ids) for folder in folders)
+        arms["pictures"] = Arm(name="pictures", sets=sets, rows=rows / "pictures")
+    else:
+        assert run_cfg is not None
+        with job.timed("drawing"):
+            drawn, about = _drawn(cfg, run_cfg, job)
+        arms |= {name: Arm(name=name, sets=sets, rows=rows / name) for name, sets in drawn.items()}
+    compares = any(job.metric(name).compares for name in job.nodes if name not in job.not_measured)
+    if true is not None and ("ceiling" in wanted or compares):
+        arms["ceiling"] = Arm(name="ceiling", sets=(true,), rows=job.places.true_rows / "ceiling")
+    if true is not None and "floor" in wanted and len(scenes) > 1:
+        arms["floor"] = Arm(name="floor", sets=(Turned(true, len(scenes)),), rows=job.places.true_rows / "floor")
+    return arms, about
+
+
+def _drawn(cfg: DictConfig, run_cfg: DictConfig, job: Evaluation) -> tuple[dict[str, tuple[Generated, ...]], About]:
+    """Pictures with the scene and without it, a set a seed; of those that are this process's share none is missing."""
+    module, checkpoint = load_module(run_cfg, cfg.checkpoint)
+    step = module.loaded_step
+    about = About(
+        step=step,
+        samples_seen=None if step is None else step * run_cfg.batch_size,
+        weights_sha256=weights_hash(module),
+        checkpoint=checkpoint.name,
+        device=torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
+    )
+    refiner = build_refiner(cfg)
+    scenes = job.split.scenes
+    asked = {"with_scene": scenes}
+    if module.conditioning.adapters and "without_scene" in job.protocol["arms"]:
+        asked["without_scene"] = [scene.without_layout() for scene in scenes]
+    picture_format, seeds = job.protocol["picture_format"], job.protocol["seeds"]
+    drawn: dict[str, tuple[Generated, ...]] = {}
+    for arm, of_arm in asked.items():
+        sets = []
+        for seed in seeds:
+            settings = picture_settings(cfg, run_cfg, weights=str(about.weights_sha256), seed=seed, arm=arm)
+            if picture_format != "png":
+                settings["picture_format"] = picture_format
+            folder = job.places.out / (arm if seed == seeds[0] else f"{arm}.seed={seed}")
+            manifest = Manifest(folder, settings, writer=str(job.ranks.rank), picture_format=picture_format)
+            manifest.check_ids([scene.id for scene in scenes])
+            _draw(job, module, refiner, run_cfg, _share(job, of_arm), manifest, seed=seed, what=folder.name)
+            sets.append(Generated(manifest, [scene.id for scene in scenes]))
+        drawn[arm] = tuple(sets)
+    return drawn, about
+
+
+def _share(job: Evaluation, scenes: Sequence[Scene]) -> list[Scene]:
+    """This process's scenes: whole batches, so that a scene is drawn in the same batch by whichever process."""
+    return [scenes[place] for batch in job.batches for place in batch]
+
+
+def _draw(
+    job: Evaluation,
+    module: Any,
+    refiner: Any,
+    run_cfg: DictConfig,
+    scenes: list[Scene],
+    manifest: Manifest,
+    *,
+    seed: int,
+    what: str,
+) -> None:
+    """Draws, and refines where asked, what is missing of some scenes."""
+    suffix = "" if refiner is None else NOT_REFINED
+    with placed(module, run_cfg.trainer), job.bar(len(scenes), f"generating {what}", "picture") as bar:
+        done = len(scenes) - len(manifest.missing([scene.id + suffix for scene in scenes]))
+        bar.update(done)
+        generate(
+            module,
+            scenes,
+            manifest,
+            seed=seed,
+            batch_size=job.protocol["batch_size"],
+            suffix=suffix,
+            progress=lambda count, _total: bar.update(done + count - bar.n),
+        )
+    if refiner is not None:
+        with job.bar(len(scenes), f"refining {what}", "picture") as bar:
+            bar.update(len(scenes) - len(manifest.missing([scene.id for scene in scenes])))
+            refine(refiner.to(job.device), scenes, manifest, seed=seed, progress=lambda *_: bar.update())
+
+
+def _measured_arms(metric: Metric, arms: Mapping[str, Arm], wanted: Sequence[str]) -> list[Arm]:
+    """The arms of which a metric needs rows: one that compares also of the true pictures, one with pairs of two sets alone."""
+    names = [name for name in arms if name != "ceiling" or "ceiling" in wanted or metric.compares]
+    return [arms[name] for name in names if not metric.pairs or len(arms[name].sets) > 1]
+
+
+def _measure(job: Evaluation, name: str, arms: Mapping[str, Arm]) -> None:
+    """Makes the rows of a metric that are this process's share and are not on disk."""
+    scenes, marks = job.split.scenes, scene_marks(job.split.scenes)
+    try:
+        metric = job.metric(name)
+        for arm in _measured_arms(metric, arms, job.protocol["arms"]):
+            store = RowStore(arm.rows / store_name(name, metric), writer=str(job.ranks.rank))
+            for sets in arm.scored(metric):
+                keys = row_keys(marks, sets)
+                todo = unmeasured(store, keys, job.batches)
+                if not todo:
+                    continue
+                metric = metric.to(job.device)
+                with job.bar(sum(map(len, todo)), f"{name} {arm.name}", "picture") as bar:
+                    measure(metric, scenes, sets, store, keys=keys, batches=todo, progress=bar.update)
+    except NotAvailable as error:
+        job.leave_out(name, error)
+    finally:
+        metric = None  # its models go before those of the next come
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _reloaded(arms: Mapping[str, Arm], job: Evaluation) -> int:
+    """Looks what the other processes have drawn, and counts what is still to come."""
+    count = 0
+    for arm in arms.values():
+        for pictures in arm.sets:
+            if isinstance(pictures, Generated):
+                pictures.manifest.reload()
+                count += sum(pictures.stamp(place) is None for place in range(len(job.split.scenes)))
+    return count
+
+
+def _values(
+    job: Evaluation, arms: Mapping[str, Arm]
+) -> tuple[dict[str, dict[str, Any]], SceneScores, dict[str, dict[str, list[str]]], int]:
+    """The values by arm and name, scores by scene, failures by arm and metric, and how many rows are still to come."""
+    marks = scene_marks(job.split.scenes)
+    wanted = job.protocol["arms"]
+    shown = [name for name in arms if name != "ceiling" or "ceiling" in wanted]
+    values: dict[str, dict[str, Any]] = {name: {} for name in shown}
+    failures: dict[str, dict[str, list[str]]] = {}
+    scores = SceneScores(job.split.scenes)
+    pending = 0
+    for name in job.nodes:
+        try:
+            metric = job.metric(name)
+            rows, missing = _rows(job, name, metric, arms, marks)
+        except NotAvailable:
+            continue
+        if missing:
+            pending += 0 if name in job.not_measured else missing
+        if missing or pending:
+            continue
+        true = rows.get("ceiling", [])
+        try:
+            found = {
+                arm: metric.compute(of_arm, true=_repeated(true, len(of_arm)) if metric.compares else ())
+                for arm, of_arm in rows.items()
+                if arm in shown
+            }
+        except NotAvailable as error:
+            job.leave_out(name, error)
+            continue
+        job.not_measured.pop(name, None)  # measured before, when it could be
+        for arm, of_metric in found.items():
+            for key, value in of_metric.items():
+                values[arm][key if key not in values[arm] else f"{name}.{key}"] = value
+            scores.add(arm, metric, rows[arm])
+            if failed := [f"{row['scene']}: {row['failure']}" for row in rows[arm] if "failure" in row]:
+                failures.setdefault(arm, {})[name] = failed
+    return values, scores, failures, pending
+
+
+def _rows(
+    job: Evaluation, name: str, metric: Metric, arms: Mapping[str, Arm], marks: Sequence[str]
+) -> tuple[dict[str, list[Row]], int]:
+    """The rows of a metric by arm, seed after seed, in the order of the scenes; and how many are missing."""
+    found: dict[str, list[Row]] = {}
+    missing = 0
+    for arm in _measured_arms(metric, arms, job.protocol["arms"]):
+        store = RowStore(arm.rows / store_name(name, metric))
+        found[arm.name] = []
+        for sets in arm.scored(metric):
+            rows, absent = gathered(store, row_keys(marks, sets))
+            found[arm.name] += rows
+            missing += absent
+    return found, missing
+
+
+def _repeated(true: list[Row], count: int) -> list[Row]:
+    """The rows of the true pictures as often as there are seeds."""
+    return true * (count // len(true)) if true else true

@@ -197,11 +197,24 @@ def load_run_config(run: str | Path, overrides: DictConfig | None = None) -> Dic
         plain = OmegaConf.to_container(overrides, resolve=False)
         assert isinstance(plain, dict)
         owned = as_run_keys(OmegaConf.get_type(overrides)) or plain
-        _lay_over(cfg, {str(key): plain[key] for key in owned}, stored)
+        lay_over(cfg, {str(key): plain[key] for key in owned})
     cfg.run = str(run)
     OmegaConf.resolve(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def lay_over(cfg: DictConfig, overrides: Mapping[str, Any]) -> None:
+    """Sets what overrides set to other than null, key by key; a node that is empty or has its own `_target_` comes whole.
+
+    Args:
+        cfg: The configuration, changed in place.
+        overrides: Plain values, nested as the configuration.
+
+    Raises:
+        RunError: The configuration has no such key, or a value of another type there.
+    """
+    _lay_over(cfg, overrides, copy.deepcopy(cfg))
 
 
 def is_whole(path: Path) -> bool:
@@ -228,7 +241,6 @@ def is_whole(path: Path) -> bool:
 
 
 def _lay_over(node: DictConfig, overrides: Mapping[str, Any], stored: DictConfig, at: str = "") -> None:
-    """Sets what the overrides set; refuses keys and types that the run does not have."""
     for key, value in overrides.items():
         path = f"{at}{key}"
         if value is None:

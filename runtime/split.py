@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -23,17 +21,16 @@ from evaluation.generation import NOT_REFINED, generate, refine
 from evaluation.manifest import Manifest
 from evaluation.pairs import Pairs
 from runtime.build import build_refiner
-from runtime.device import device_of, placed
-from runtime.evaluation import load_module, picture_settings, weights_hash
+from runtime.device import device_of, place_rank, placed
 from runtime.ranks import Ranks, ranks_of
+from runtime.restoring import load_module, picture_settings, weights_hash
+from runtime.scene_split import square_transform
 from scenes import Scene
 from scenes.forms import read_scenes
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
     from models.refining import Refiner
-
-_OF_SAMPLES = ("flip", "seed", "caption", "resolution")  # of a transform: what is training's, or the backbone's to say
 
 
 def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> str:
@@ -52,7 +49,7 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
         ValueError: the split cannot be read or has no true pictures for `npz`, or `out` holds other pictures.
     """
     ranks = ranks_of(environment)
-    _place(run_cfg, ranks)
+    place_rank(run_cfg, ranks)
     device_of(run_cfg.trainer)  # refuses before the weights are read
     split = Path(cfg.split)
     shards = ShardSet(split) if split.is_dir() else None
@@ -62,7 +59,8 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
     stored = stored[: cfg.limit]
     refiner = build_refiner(cfg)
     module, _ = load_module(run_cfg, None)
-    transform = _transform(run_cfg, module)
+    transform = square_transform(run_cfg.data, module.backbone.resolution)
+    assert transform is not None
     scenes = [transform.scene(scene) for scene in stored]
     settings = picture_settings(cfg, run_cfg, weights=weights_hash(module), seed=cfg.seeds[0], arm="with_scene")
     manifest = Manifest(
@@ -83,21 +81,6 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
         manifest.finish()
     rest = f"{missing} are still to come from other ranks" if missing else "all are there"
     return f"{cfg.out}: rank {ranks.rank} of {ranks.count} made {made} pictures; of {len(ids)} {rest}"
-
-
-def _place(run_cfg: DictConfig, ranks: Ranks) -> None:
-    """Gives each rank of a machine its own GPU; of a list of devices the rank's."""
-    if ranks.count > 1 and torch.cuda.is_available():
-        given = run_cfg.trainer.devices
-        devices = list(given) if not isinstance(given, int | str) else list(range(torch.cuda.device_count()))
-        run_cfg.trainer.devices = [devices[ranks.local % len(devices)]]
-
-
-def _transform(run_cfg: DictConfig, module: SceneDiffusion) -> SceneTransform:
-    """How the run's data made scenes square and related them; at the size that pictures are drawn at."""
-    names = {field.name for field in fields(SceneTransform)} - set(_OF_SAMPLES)
-    given = {name: run_cfg.data[name] for name in names if name in run_cfg.data}
-    return SceneTransform(resolution=module.backbone.resolution, **given)
 
 
 def _draw(

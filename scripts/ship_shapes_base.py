@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from runtime.evaluation import load_module
+from runtime.restoring import load_module
 from runtime.run_directory import RunDirectory, RunError, load_run_config
 
 OUT = Path("models/backbones/weights/shapes.safetensors")

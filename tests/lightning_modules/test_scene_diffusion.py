@@ -18,7 +18,7 @@ from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import StableDiffusion
 from runtime.build import build_backbone, build_data, build_module, build_trainer
-from runtime.evaluation import load_module
+from runtime.restoring import load_module
 from runtime.run_directory import RunDirectory
 
 RARE = "surrounding"  # the backbone knows the word, and no caption of the shapes has it

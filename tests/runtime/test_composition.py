@@ -119,7 +119,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("optimizer=adamw", "leave it out"),
         ("drops.keep=1", "leave it out"),
         ("ema.enabled=false", "averaged weights"),
-        ("seed=3", "protocol.seed=N"),
+        ("seed=3", "protocol.seeds=[N]"),
         ("batch_size=4", "protocol.batch_size=N"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(tmp_path: Path, c
 
 def test_an_incomplete_configuration_can_be_shown() -> None:
     compose("evaluate", complete=False)
-    with pytest.raises(ConfigError, match="run: needs a value"):
+    with pytest.raises(ConfigError, match="run, weights, images: none given"):
         compose("evaluate")
 
 

@@ -18,7 +18,7 @@ from runtime.build import build_backbone, build_conditioning
 from runtime.command import _open_as_run
 from runtime.composition import compose
 from runtime.conversion import convert
-from runtime.evaluation import load_module
+from runtime.restoring import load_module
 from runtime.run_directory import load_run_config
 
 UNET = "diffusion_pytorch_model.safetensors"

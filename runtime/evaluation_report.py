@@ -1,0 +1,219 @@
+"""What is said of an evaluation once everything is measured: `metrics.json`, `scenes.csv` and the page."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from evaluation.picture_sets import PictureSet
+from evaluation.plots import Plot, Point
+from evaluation.report import PictureRow, choose, write_metrics, write_report
+from evaluation.scene_scores import SceneScores
+from evaluation.wording import ARMS, SCORED, lower_is_better, primary_metric, title
+from loggers.metrics_csv import read_metrics
+
+if TYPE_CHECKING:
+    from runtime.evaluation import Evaluation
+
+LIBRARIES = ("torch", "diffusers", "transformers", "pytorch-lightning", "numpy")
+CURVES = ("train/loss", "validation/loss", "layout/")
+FAILURES = 20  # pictures that could not be scored and are named, of a metric and an arm
+PLOTTED = 6  # scores that are drawn over the number of objects
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What drew the pictures.
+
+    Attributes:
+        checkpoint: Name of the file with the weights, or where the pictures are from.
+        step: Optimizer steps of the training; None where it is not known.
+        samples_seen: Samples of the training.
+        weights_sha256: Hash over all weights.
+        device: What drew.
+    """
+
+    checkpoint: str
+    step: int | None = None
+    samples_seen: int | None = None
+    weights_sha256: str | None = None
+    device: str | None = None
+
+
+def write_outcome(
+    cfg: DictConfig,
+    run_cfg: DictConfig | None,
+    job: Evaluation,
+    about: About,
+    *,
+    values: Mapping[str, Mapping[str, Any]],
+    scores: SceneScores,
+    failures: Mapping[str, Mapping[str, Sequence[str]]],
+    pictures: Mapping[str, PictureSet],
+) -> dict[str, Any]:
+    """Writes the files of an evaluation.
+
+    Args:
+        cfg: What `evaluate.py` was asked for.
+        run_cfg: What pictures were drawn with; None where they were given.
+        job: What was evaluated.
+        about: What drew the pictures.
+        values: By arm and name.
+        scores: Of the scenes.
+        failures: By arm and metric, a line for each picture that could not be scored.
+        pictures: By arm.
+
+    Returns:
+        What `metrics.json` has, and "out".
+    """
+    out = job.places.out
+    command = {"command": _command()} if HydraConfig.initialized() else {}
+    result = {
+        "values": values,
+        "protocol": _protocol(cfg, run_cfg, job),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
+        "run": str(cfg.run or cfg.weights or cfg.images),
+        **asdict(about),
+        "metrics": {name: job.metric(name).settings() for name in job.nodes if name not in job.not_measured},
+        "not_measured": job.not_measured,
+        "failures": {
+            arm: {name: {"count": len(lines), "first": list(lines[:FAILURES])} for name, lines in of_arm.items()}
+            for arm, of_arm in failures.items()
+        },
+        "published": job.protocol["published"],
+        "git_commit": git_commit(),
+        "wall_time_s": {**job.seconds, "processes": job.ranks.count},
+        **command,
+    }
+    write_metrics(out / "metrics.json", result)
+    scores.write(out / "scenes.csv")
+    scored = next(arm for arm in SCORED if arm in pictures)
+    rows = _picture_rows(
+        job,
+        scores,
+        pictures,
+        scored,
+        primary=primary_metric({k: dict(v) for k, v in values.items()}),
+        most=cfg.report.pictures,
+    )
+    drawn = {} if cfg.run is None or cfg.images is not None else curves(Path(cfg.run))
+    write_report(
+        out / "report.html", result, pictures=rows, curves=drawn, plots=_by_complexity(scores, scored, list(pictures))
+    )
+    return {**result, "out": out}
+
+
+def curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """Loss and layout scores over steps, from the run's `metrics.csv`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step, name, value in read_metrics(run / "metrics.csv"):
+        if name.startswith(CURVES):
+            found.setdefault(name, []).append((step, value))
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code, "-dirty" behind it where files differ; None outside a checkout."""
+    try:
+        asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _command() -> str:
+    return shlex.join(["python", "evaluate.py", *HydraConfig.get().overrides.task])
+
+
+def _protocol(cfg: DictConfig, run_cfg: DictConfig | None, job: Evaluation) -> dict[str, Any]:
+    """Everything that a reader needs to make the numbers again."""
+    protocol, split = job.protocol, job.split
+    made = cfg.images is None and run_cfg is not None
+    sampler = run_cfg.sampler if made and run_cfg is not None else None
+    return {
+        "name": protocol["name"],
+        "split": split.name,
+        "scenes": len(split.scenes),
+        "scenes_of_split": split.whole,
+        "scenes_published": protocol["expected"],
+        "sampler": None if sampler is None else sampler.scheduler["_target_"].split(".")[1],
+        "steps": None if sampler is None else sampler.steps,
+        "guidance": None if sampler is None else sampler.guidance,
+        "grounding_fraction": None if sampler is None else sampler.grounding_fraction,
+        "precision": run_cfg.trainer.precision if made and run_cfg is not None else None,
+        "negative_prompt": None if sampler is None else sampler.get("negative_prompt"),
+        "guidance_rescale": None if sampler is None else sampler.get("guidance_rescale", 0.0),
+        "size": protocol["size"] if run_cfg is None else run_cfg.backbone.get("resolution"),
+        "picture_format": protocol["picture_format"] if made else None,
+        "seeds": protocol["seeds"],
+        "filters": list(protocol["filters"]),
+        "transform": protocol["transform"],
+        "images": cfg.images,
+        "refiner": None if cfg.refiner is None else OmegaConf.to_container(cfg.refiner, resolve=True),
+    }
+
+
+def _picture_rows(
+    job: Evaluation,
+    scores: SceneScores,
+    pictures: Mapping[str, PictureSet],
+    scored: str,
+    *,
+    primary: str | None,
+    most: int,
+) -> list[PictureRow]:
+    """The scenes that the report shows: all, or some by lot, the best and the worst."""
+    scenes = job.split.scenes
+    columns = scores.columns(scored)
+    metric = primary if primary in columns else columns[0] if columns else ""
+    shown = {scene.id for scene in scenes}
+    if len(scenes) > most:
+        sign = -1 if lower_is_better(metric) else 1
+        found = [scores.of(scored, place).get(metric) for place in range(len(scenes))]
+        known = {scene.id: None if score is None else sign * score for scene, score in zip(scenes, found, strict=True)}
+        choice = choose(known, fixed=len(scenes), extremes=most // 4)
+        by_lot = dict.fromkeys([*choice.best, *choice.worst, *choice.fixed])
+        shown = set(list(by_lot)[:most])
+
+    def picture(arm: str, place: int) -> Image.Image | None:
+        return Image.fromarray(pictures[arm].read(place)) if arm in pictures else None
+
+    return [
+        PictureRow(
+            scene=scene,
+            true=picture("ceiling", place) if scored != "real" else None,
+            picture=Image.fromarray(pictures[scored].read(place)),
+            without_scene=picture("without_scene", place),
+            arm=scored,
+            scores={arm: scores.of(arm, place) for arm in pictures if arm != "floor"},
+            failures=scores.failures(scored, place),
+        )
+        for place, scene in enumerate(scenes)
+        if scene.id in shown
+    ]
+
+
+def _by_complexity(scores: SceneScores, scored: str, arms: Sequence[str]) -> list[Plot]:
+    """The first scores over the number of objects, where there are scenes of different numbers."""
+    drawn = []
+    for column in scores.columns(scored)[:PLOTTED]:
+        series = {
+            ARMS[arm]: [Point(x=x, y=y, said=f"{x} objects: {y:.3f}, {n} scenes") for x, y, n in found]
+            for arm in arms
+            if arm != "floor" and len(found := scores.by_objects(arm, column)) > 1
+        }
+        if series:
+            drawn.append(Plot(title=title(column), x="objects in the scene", y=title(column), series=series, unit=True))
+    return drawn
