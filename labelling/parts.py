@@ -68,6 +68,11 @@ class Tagger(Part):
 class Detector(Part):
     """Finds things in pictures: those of its own list, or those that it is asked for."""
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The words of a detector with a list of its own; None for one that finds what it is asked for."""
+        return None
+
     @abstractmethod
     def __call__(
         self, pictures: Sequence[np.ndarray], asked: Sequence[Sequence[str]] | None = None
