@@ -4,11 +4,12 @@ It is written last and names every shard with its samples, size and checksum, so
 whole. The shards themselves are written in `shard_writer.py` and read in `shards.py`.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from datamodules.storage import Folder, LocalFolder, folder_at
 
 FORMAT = "scenograph-shards"
 VERSION = 1
@@ -39,11 +40,11 @@ def has_shards(path: str | Path) -> bool:
     return (Path(path) / INDEX).is_file()
 
 
-def read_index(path: str | Path) -> dict[str, Any]:
+def read_index(path: str | Path | Folder) -> dict[str, Any]:
     """The content of a folder's `index.json`.
 
     Args:
-        path: The folder.
+        path: The folder, or its address.
 
     Returns:
         The index as JSON values.
@@ -51,33 +52,31 @@ def read_index(path: str | Path) -> dict[str, Any]:
     Raises:
         ShardError: There is no such folder, no index in it, or one that this version cannot read.
     """
-    path = Path(path)
-    how = f"make shards with `python prepare.py source=NAME source.root=PATH out={path}`"
-    if not path.is_dir():
-        raise ShardError(f"shards={path}: no such folder; give a folder of shards or {how}")
-    if not has_shards(path):
-        raise ShardError(f"shards={path}: the folder has no {INDEX}; {how}")
+    folder = path if isinstance(path, Folder) else folder_at(path)
+    how = f"make shards with `python prepare.py source=NAME source.root=PATH out={folder}`"
+    if isinstance(folder, LocalFolder) and not folder.path.is_dir():
+        raise ShardError(f"shards={folder}: no such folder; give a folder of shards or {how}")
+    if not folder.has(INDEX):
+        raise ShardError(f"shards={folder}: the folder has no {INDEX}; {how}")
     try:
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(folder.read(INDEX))
         found = index["format"], index["version"]
     except (ValueError, KeyError, TypeError):
-        raise ShardError(f"shards={path}: {INDEX} is not an index of shards; {MAKE_AGAIN}") from None
+        raise ShardError(f"shards={folder}: {INDEX} is not an index of shards; {MAKE_AGAIN}") from None
     if found != (FORMAT, VERSION):
-        raise ShardError(f"shards={path}: {INDEX} is of format {found}, this is {(FORMAT, VERSION)}; {MAKE_AGAIN}")
+        raise ShardError(f"shards={folder}: {INDEX} is of format {found}, this is {(FORMAT, VERSION)}; {MAKE_AGAIN}")
     return index
 
 
-def fault_of(path: Path, entry: ShardEntry, verify: Verify) -> str | None:
+def fault_of(path: Path | Folder, entry: ShardEntry, verify: Verify) -> str | None:
     """What is wrong with a shard, if anything."""
-    file = path / entry.name
-    if not file.is_file():
+    folder = path if isinstance(path, Folder) else LocalFolder(path)
+    if not folder.has(entry.name):
         return f"{entry.name} is missing"
-    size = file.stat().st_size
+    size = folder.size(entry.name)
     if size != entry.bytes:
         how = "truncated" if size < entry.bytes else "not the one that was written"
         return f"{entry.name} is {how}: {size} bytes where {INDEX} says {entry.bytes}"
-    if verify == "sha256":
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                return f"{entry.name} has changed: its sha256 is not the one in {INDEX}"
+    if verify == "sha256" and folder.sha256(entry.name) != entry.sha256:
+        return f"{entry.name} has changed: its sha256 is not the one in {INDEX}"
     return None

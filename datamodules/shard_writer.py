@@ -26,7 +26,7 @@ from datamodules.sources.base import Content, EncodedPicture, LatentForm, LeftOu
 from scenes.scene import Scene
 
 Progress = Callable[[int, int], object]
-_PICTURE_FORMATS: dict[str, dict[str, Any]] = {
+PICTURE_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
     "jpg": {"format": "JPEG", "quality": 95},
 }
@@ -75,7 +75,7 @@ def write_shards(
     picture_format = getattr(source, "image_format", "jpg")
     if shard_size < 1:
         raise ShardError(f"shard_size={shard_size}: give the samples of a shard, 1 or more")
-    if picture_format not in _PICTURE_FORMATS:
+    if picture_format not in PICTURE_FORMATS:
         raise ShardError(f"{type(source).__name__}.image_format={picture_format!r}: choose png or jpg")
     counts: Counter[str] = Counter(dict.fromkeys(("samples", "captions", "objects", "boxes", "relations"), 0))
     entries: list[ShardEntry] = []
@@ -90,9 +90,9 @@ def write_shards(
                 for scene, content in itertools.chain([first], chunk):
                     # Encoding is not under the guard of the disk: a source's own OSError is not ours to
                     # explain.
-                    sample = _encode(scene, content, picture_format, source.latent_form)
+                    sample = encode_sample(scene, content, picture_format, source.latent_form)
                     write({"__key__": f"{counts['samples']:09d}", **sample})
-                    _count(counts, scene)
+                    count_scene(counts, scene)
                     # Too many of all that may come: no need to read the rest.
                     _refuse_bad(source, counts["samples"], out, most=max_bad_fraction, of=announced)
                     if progress is not None:
@@ -112,7 +112,7 @@ def write_shards(
             "members": sorted((picture_format if source.latent_form is None else LATENT, SCENE)),
             **({"latents": asdict(source.latent_form)} if source.latent_form is not None else {}),
             "counts": dict(counts),
-            **_told(_left_out(source)),
+            **account_of(_left_out(source)),
             "shards": [asdict(entry) for entry in entries],
         }
         with _disk(out), (folder / INDEX).open("w", encoding="utf-8") as file:
@@ -170,7 +170,7 @@ def _refuse_bad(source: Source, good: int, out: Path, *, most: float, of: int | 
         )
 
 
-def _told(left_out: LeftOut) -> dict[str, Any]:
+def account_of(left_out: LeftOut) -> dict[str, Any]:
     """What the index says of what is not there; nothing for a source that left nothing out."""
     told = {"left_out": dict(sorted(left_out.counts.items())), "notes": left_out.notes}
     if left_out.bad:
@@ -178,8 +178,27 @@ def _told(left_out: LeftOut) -> dict[str, Any]:
     return {key: value for key, value in told.items() if value}
 
 
-def _encode(scene: Scene, content: Content, picture_format: str, form: LatentForm | None) -> dict[str, bytes]:
-    text = json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def scene_bytes(scene: Scene) -> bytes:
+    """A scene as shards hold it."""
+    return json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def encode_sample(scene: Scene, content: Content, picture_format: str, form: LatentForm | None) -> dict[str, bytes]:
+    """The members of a sample of a source.
+
+    Args:
+        scene: Its scene.
+        content: Its picture or latent.
+        picture_format: How a picture is encoded that is not yet: png, jpg.
+        form: The form that a latent must have.
+
+    Returns:
+        Content by extension, the scene's among them.
+
+    Raises:
+        ShardError: The latent has another form, or the scene's frame is not the picture's.
+    """
+    text = scene_bytes(scene)
     encoded = io.BytesIO()
     if isinstance(content, np.ndarray):
         if form is None or content.shape != form.shape:
@@ -189,12 +208,12 @@ def _encode(scene: Scene, content: Content, picture_format: str, form: LatentFor
             )
         _check_size(scene, form.pixels)
         np.save(encoded, content, allow_pickle=False)
-        return {LATENT: encoded.getvalue(), SCENE: text.encode()}
+        return {LATENT: encoded.getvalue(), SCENE: text}
     _check_size(scene, (content.height, content.width))
     if isinstance(content, EncodedPicture):
-        return {picture_format: content.data, SCENE: text.encode()}
-    content.convert("RGB").save(encoded, **_PICTURE_FORMATS[picture_format])
-    return {picture_format: encoded.getvalue(), SCENE: text.encode()}
+        return {picture_format: content.data, SCENE: text}
+    content.convert("RGB").save(encoded, **PICTURE_FORMATS[picture_format])
+    return {picture_format: encoded.getvalue(), SCENE: text}
 
 
 def _check_size(scene: Scene, size: tuple[int, int]) -> None:
@@ -205,7 +224,8 @@ def _check_size(scene: Scene, size: tuple[int, int]) -> None:
         )
 
 
-def _count(counts: Counter[str], scene: Scene) -> None:
+def count_scene(counts: Counter[str], scene: Scene) -> None:
+    """Add a sample to the counts of an index."""
     counts["samples"] += 1
     # a source with several captions of a picture keeps them all in the provenance
     counts["captions"] += len(scene.provenance.get("captions") or ()) or bool(scene.caption)
@@ -214,7 +234,12 @@ def _count(counts: Counter[str], scene: Scene) -> None:
     counts["relations"] += len(scene.relations)
 
 
-class _HashingFile:
+def tar_writer(file: "HashingFile") -> TarWriter:
+    """What writes samples to a file; owner, mode and time are fixed, so that the bytes depend on the samples alone."""
+    return TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+
+
+class HashingFile:
     """A file that is only written to and knows the size and sha256 of what went into it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -223,12 +248,14 @@ class _HashingFile:
         self.bytes = 0
 
     def write(self, data: bytes) -> int:
+        """Writes all of the data."""
         self._hash.update(data)
         self.bytes += len(data)
         return self._file.write(data)
 
     @property
     def sha256(self) -> str:
+        """Of what was written so far."""
         return self._hash.hexdigest()
 
 
@@ -238,9 +265,8 @@ def _shard_writer(path: Path, entries: list[ShardEntry], *, out: Path) -> Iterat
     count = 0
     with _disk(out):
         file = path.open("wb")
-    hashing = _HashingFile(file)
-    # Fixed owner, mode and time: the bytes depend on the samples alone.
-    tar = TarWriter(hashing, user="", group="", mode=0o644, mtime=0, encoder=False)
+    hashing = HashingFile(file)
+    tar = tar_writer(hashing)
 
     def write(sample: dict[str, Any]) -> None:
         nonlocal count

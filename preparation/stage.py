@@ -100,6 +100,23 @@ class Stage(ABC):
         """The stage with its models on a torch device."""
         return self
 
+    def pictured(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Image.Image]]:
+        """Samples with their pictures, RGB; one whose picture cannot be decoded is told to `left_out` and not passed on.
+
+        Args:
+            samples: The samples of a shard.
+
+        Yields:
+            Each sample that has a picture, and that.
+        """
+        for sample in samples:
+            try:
+                picture = sample.picture()
+            except ShardError as error:
+                self.left_out.skip(error)
+                continue
+            yield sample, picture
+
     @abstractmethod
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """The samples of one shard, made from those of another, in the same order.

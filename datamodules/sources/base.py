@@ -78,6 +78,7 @@ class LeftOut:
         skipped: A line for each sample that could not be read, or for a file of them.
         bad: Samples that could not be read.
         notes: Lines that whoever prepares the data should see.
+        tallies: Numbers that are not left out, and that a report at the end is made of (`Source.report`).
     """
 
     def __init__(self) -> None:
@@ -85,6 +86,7 @@ class LeftOut:
         self.skipped: list[str] = []
         self.bad = 0
         self.notes: list[str] = []
+        self.tallies: Counter[str] = Counter()
 
     def skip(self, reason: object, *, samples: int = 1) -> None:
         """Count samples that could not be read, and say why in one line."""

@@ -1,0 +1,193 @@
+"""Open detectors of transformers' own classes with random weights: what is asked comes back, thresholds hold, batches do not matter."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from labelling.grounding import GroundingDino, Owlv2, _owners
+from labelling.parts import PartMissing
+from scenes.boxes import iou
+
+ASKED = [["red circle", "Dogs"], ["cat"], ["hot dog", "dog", "blue square"], ["a cat sits on the dog."]]
+KINDS = {
+    "grounding_dino": lambda folder, **more: GroundingDino(model=folder, **{"text_threshold": 0.0, **more}),
+    "owlv2": lambda folder, **more: Owlv2(model=folder, **more),
+}
+
+
+@pytest.fixture(params=KINDS)
+def detector(request):
+    """detector(**settings): each open detector."""
+    folder = request.getfixturevalue(request.param)
+    return lambda **settings: KINDS[request.param](folder, **settings)
+
+
+def same(one, other):
+    assert one.labels == other.labels
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-4)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_every_box_stands_for_what_was_asked(detector, pictures):
+    found = detector(box_threshold=0.0, nms=None)(pictures, ASKED)
+    assert len(found) == 4
+    for each, asked in zip(found, ASKED, strict=True):
+        assert len(each.labels) == len(each.boxes) == len(each.scores) > 0
+        assert set(each.labels) <= set(asked)
+        assert each.boxes.dtype == each.scores.dtype == np.float32
+        assert ((each.boxes >= 0) & (each.boxes <= 1)).all()
+        assert (each.boxes[:, 2:] > each.boxes[:, :2]).all()
+        assert ((each.scores >= 0) & (each.scores <= 1)).all()
+        assert (np.diff(each.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_together_is_as_one_by_one(detector, pictures, batch_size):
+    part = detector(box_threshold=0.1, batch_size=batch_size)
+    together = part(pictures, ASKED)
+    for each, picture, asked in zip(together, pictures, ASKED, strict=True):
+        same(each, part([picture], [asked])[0])
+
+
+def test_boxes_of_the_threshold_or_less_go(detector, pictures):
+    everything = detector(box_threshold=0.0, nms=None)(pictures, ASKED)
+    limit = float(np.median(np.concatenate([each.scores for each in everything])))
+    for few, each in zip(detector(box_threshold=limit, nms=None)(pictures, ASKED), everything, strict=True):
+        np.testing.assert_allclose(few.scores, each.scores[each.scores > limit], atol=1e-6)
+    assert all(not each.labels for each in detector(box_threshold=1.0)(pictures, ASKED))
+
+
+def test_repetitions_are_suppressed_by_tag_or_across_tags(detector, pictures):
+    asked = [["red circle", "dog", "cat"]] * 4
+    everything = detector(box_threshold=0.0, nms=None)(pictures, asked)
+    by_tag = detector(box_threshold=0.0, nms=0.5)(pictures, asked)
+    across = detector(box_threshold=0.0, nms=0.5, nms_across=True)(pictures, asked)
+    for every, each, fewest in zip(everything, by_tag, across, strict=True):
+        assert len(fewest.labels) <= len(each.labels) <= len(every.labels)
+        overlap = np.triu(iou(each.boxes, each.boxes), 1)
+        alike = np.array(each.labels)[:, None] == np.array(each.labels)[None]
+        assert not (overlap[alike] > 0.5).any()
+        assert not (np.triu(iou(fewest.boxes, fewest.boxes), 1) > 0.5).any()
+        assert each.scores[0] == pytest.approx(every.scores[0])
+    assert sum(len(each.labels) for each in across) < sum(len(each.labels) for each in everything)
+
+
+def test_a_token_of_the_text_must_be_sure(grounding_dino, pictures):
+    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None}
+    everything = GroundingDino(text_threshold=0.0, **settings)(pictures, ASKED)
+    limit = float(np.median(everything[2].scores))
+    (few,) = GroundingDino(text_threshold=limit, **settings)(pictures[2:3], ASKED[2:3])
+    assert len(few.labels) == (everything[2].scores > limit).sum()
+
+
+def test_words_of_a_whole_caption_are_read_off(grounding_dino, pictures):
+    caption = "A red dog sits on the blue square. The cat sits."
+    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None, "labels": "tokens"}
+    (found,) = GroundingDino(text_threshold=0.0, **settings)(pictures[:1], [[caption]])
+    assert set(found.labels) <= {"a red dog sits on the blue square", "the cat sits"}
+    limit = float(np.median(found.scores))
+    (found,) = GroundingDino(text_threshold=limit, **settings)(pictures[:1], [[caption]])
+    sentences = "a red dog sits on the blue square".split(), "the cat sits".split()
+    assert found.labels
+    assert any(label not in (" ".join(words) for words in sentences) for label in found.labels)
+    for label in found.labels:
+        assert any(all(word in words for word in label.split()) for words in sentences)
+
+
+def test_more_than_the_text_holds_is_asked_in_several_calls(grounding_dino, pictures):
+    part = GroundingDino(model=grounding_dino, box_threshold=0.0, text_threshold=0.0, nms=None)
+    tags = ["red circle", "blue square", "striped cat", "plain green dog", "hot dog", "red striped circle"]
+    questions = part.questions(0, tags)
+    assert [asked for each in questions for asked in each.asked] == list(range(6))
+    assert len(questions) > 1
+    for each in questions:
+        text = " ".join(f"{text}." for text in each.texts)
+        assert len(part._processor.tokenizer(text)["input_ids"]) <= 16
+    (found,) = part(pictures[:1], [tags])
+    assert len(found.labels) == 12 * len(questions)
+    assert set(found.labels) <= set(tags)
+    long = " ".join(["red", "dog"] * 12)
+    assert len(part.questions(0, [long])) == 2
+    (found,) = part(pictures[:1], [[long]])
+    assert set(found.labels) == {long}
+
+
+def test_tokens_belong_to_the_text_they_stand_in():
+    ends = frozenset({0, 101, 102, 1012})
+    assert _owners([101, 7, 8, 1012, 9, 1012, 102, 0, 0], ends, 2) == [-1, 0, 0, -1, 1, -1, -1, -1, -1]
+
+
+def test_padding_queries_are_never_found(owlv2, pictures):
+    part = Owlv2(model=owlv2, box_threshold=0.0, nms=None)
+    found = part([pictures[0], pictures[2]], [["cat"], ["red circle", "dog", "blue square"]])
+    assert set(found[0].labels) == {"cat"}
+    assert len(found[0].labels) > 0
+
+
+def test_phrases_that_are_cut_are_counted(owlv2, pictures):
+    part = Owlv2(model=owlv2, box_threshold=0.0)
+    part(pictures[:1], [["cat", "a red striped circle on the blue plain square"]])
+    assert part.counts["phrases cut to the detector's text"] == 1
+
+
+@pytest.mark.parametrize("asked", [None, [["cat"]], [["cat"], [], ["cat"], ["cat"]], [["cat"], ["?"], ["x"], ["x"]]])
+def test_being_asked_for_nothing_is_refused(detector, pictures, asked):
+    with pytest.raises(ValueError, match="asked for") as caught:
+        detector()(pictures, asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_tell_all_without_opening_the_model():
+    part = GroundingDino(model="nobody/nothing", revision="abc", labels="tokens", short_side=512)
+    assert part.settings() == {
+        "part": "GroundingDino",
+        "model": "nobody/nothing",
+        "revision": "abc",
+        "dtype": "float32",
+        "box_threshold": 0.25,
+        "nms": 0.5,
+        "nms_across": False,
+        "text_threshold": 0.2,
+        "labels": "tokens",
+        "short_side": 512,
+    }
+
+
+def test_the_short_side_is_what_is_asked_for(grounding_dino, pictures):
+    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None}
+    own, larger = (GroundingDino(short_side=side, **settings)(pictures[:1], [["cat"]])[0] for side in (32, 64))
+    (default,) = GroundingDino(**settings)(pictures[:1], [["cat"]])
+    same(own, default)
+    assert not np.allclose(own.scores, larger.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"box_threshold": 1.5}, "detector.box_threshold=1.5"),
+        ({"nms": -0.1}, "detector.nms=-0.1"),
+        ({"text_threshold": 2}, "detector.text_threshold=2"),
+        ({"labels": "words"}, "detector.labels=words: no such choice; take one of asked, tokens"),
+        ({"short_side": 0}, "detector.short_side=0"),
+        ({"dtype": "int8"}, "detector.dtype=int8: no such choice"),
+        ({"batch_size": 0}, "detector.batch_size=0"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_line(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        GroundingDino(model="x", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, pictures):
+    with pytest.raises(PartMissing, match=r"detector.model=.*nowhere: cannot be opened") as caught:
+        GroundingDino(model=str(tmp_path / "nowhere"))(pictures[:1], [["cat"]])
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_is_taken(owlv2, pictures):
+    part = Owlv2(model=owlv2, dtype="bfloat16", box_threshold=0.0)
+    assert next(part.model.parameters()).dtype == torch.bfloat16
+    assert part(pictures[:1], [["cat"]])[0].boxes.dtype == np.float32

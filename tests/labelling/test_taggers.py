@@ -1,0 +1,96 @@
+"""Taggers: lists, captions, models of transformers' own classes with random weights, and RAM where it is missing."""
+
+import pytest
+
+from labelling.noun_phrases import noun_phrases
+from labelling.parts import PartMissing
+from labelling.taggers import CaptionTagger, ClassifierTagger, RamTagger, VocabularyTagger, ZeroShotTagger
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        ("a red striped circle and a blue plain square", ["red striped circle", "blue plain square"]),
+        ("A man with a red helmet on a small moped on a dirt road.", ["man", "red helmet", "small moped", "dirt road"]),
+        ("A child holding a flowered umbrella and petting a yak.", ["child", "flowered umbrella", "yak"]),
+        ("A young boy standing in front of a computer keyboard.", ["young boy", "computer keyboard"]),
+        ("The image features a large, brown dog sitting on a bench.", ["large brown dog", "bench"]),
+        ("Two men wearing aprons and a group of people near the dog, the dog", ["men", "aprons", "people", "dog"]),
+        ("a smiling woman in a parked car", ["smiling woman", "parked car"]),
+        ("A building with a painting; the ceiling is red.", ["building", "painting", "ceiling"]),
+        ("a man dressed in black", ["man"]),
+        ("They are quickly running!", []),
+        ("", []),
+    ],
+)
+def test_noun_phrases_of_captions(caption, phrases):
+    assert noun_phrases(caption) == phrases
+
+
+def test_captions_as_phrases_or_whole(pictures):
+    captions = ["A dog on a bench.", "", "They are here."]
+    assert CaptionTagger()(pictures[:3], captions) == [["dog", "bench"], [], []]
+    assert CaptionTagger(form="whole")(pictures[:3], captions) == [["A dog on a bench."], [], ["They are here."]]
+    with pytest.raises(ValueError, match="tagger.form=words: no such choice; take one of phrases, whole"):
+        CaptionTagger(form="words")
+
+
+def test_a_vocabulary_is_a_list_or_a_file(tmp_path, pictures):
+    file = tmp_path / "words.txt"
+    file.write_text("dog\n\nhot dog \ndog\n")
+    for part in (VocabularyTagger(words=["dog", "hot dog"]), VocabularyTagger(file=str(file))):
+        assert part(pictures[:2], ["", ""]) == [["dog", "hot dog"]] * 2
+        assert part.settings()["words"] == ["dog", "hot dog"]
+    with pytest.raises(ValueError, match="neither given"):
+        VocabularyTagger()
+    with pytest.raises(ValueError, match="both given"):
+        VocabularyTagger(words=["a"], file=str(file))
+    with pytest.raises(ValueError, match="nowhere"):
+        VocabularyTagger(file="nowhere")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_classifier_names_its_likely_classes(classifier, pictures, several):
+    part = ClassifierTagger(model=classifier(several), threshold=0.0, most=None, batch_size=3)
+    everything = part(pictures, [""] * 4)
+    assert all(set(tags) == {"dog", "cat", "blue square"} for tags in everything)
+    assert everything == [part([picture], [""])[0] for picture in pictures]
+    first = ClassifierTagger(model=classifier(several), threshold=0.0, most=1)(pictures, [""] * 4)
+    assert first == [tags[:1] for tags in everything]
+    few = ClassifierTagger(model=classifier(several), threshold=0.5)(pictures, [""] * 4)
+    assert sum(map(len, few)) < sum(map(len, everything))
+    if not several:
+        assert all(len(tags) <= 1 for tags in few)
+
+
+def test_zero_shot_names_likely_words(clip, pictures):
+    words = ["dog", "red circle", "cat", "blue square"]
+    part = ZeroShotTagger(model=clip, words=words, threshold=0.0, most=None, batch_size=3)
+    everything = part(pictures, [""] * 4)
+    assert all(sorted(tags) == sorted(words) for tags in everything)
+    assert everything == [part([picture], [""])[0] for picture in pictures]
+    assert ZeroShotTagger(model=clip, words=words, threshold=0.0, most=2)(pictures, [""] * 4) == [
+        tags[:2] for tags in everything
+    ]
+    assert part.settings()["words"] == words
+    with pytest.raises(ValueError, match="tagger.template='photo': has no {}"):
+        ZeroShotTagger(model=clip, words=words, template="photo")
+
+
+def test_ram_without_its_package_says_so(pictures):
+    part = RamTagger(model="ram.pth")
+    assert part.settings()["image_size"] == 384
+    with pytest.raises(PartMissing, match="needs its package `ram`.*install recognize-anything") as caught:
+        part(pictures, [""] * 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_out_of_range_are_refused():
+    for settings, message in (
+        ({"threshold": 1.0}, "tagger.threshold=1.0"),
+        ({"most": 0}, "tagger.most=0"),
+        ({"batch_size": 0}, "tagger.batch_size=0"),
+        ({"dtype": "int8"}, "tagger.dtype=int8: no such choice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClassifierTagger(model="x", **settings)
