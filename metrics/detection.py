@@ -4,7 +4,7 @@ The boxes that were asked for are the truth, and what a detector finds in the pi
 lives what goes into the evaluator and comes out of it; detectors are in `labelling`. The score of the true pictures is the bound
 that a detector's mistakes set.
 
-Legend: G asked boxes of a scene, D detections; I scenes, K labels, T thresholds of IoU, R resamples, P recall points.
+Legend: G asked boxes of a scene, D detections; I pictures, K labels, T thresholds of IoU, R resamples, P recall points.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from labelling.parts import Detections, Detector, PartMissing
-from metrics.base import Metric, NotAvailable, Row, Value, bootstrap_interval, check_images
-from metrics.intervals import draws, interval
+from labelling.parts import Detections, Detector
+from metrics.base import Metric, Row, Value, check_images
+from metrics.finding import check_text, find_words, on_device, word_of
+from metrics.intervals import draws, interval, mean_over_scenes, scene_places
 from scenes import boxes as box_math
 from scenes.scene import Scene, SceneObject
 
@@ -36,7 +37,7 @@ class Detection(Metric):
     Boxes and areas are in px of the picture, so that small (under 32² px), medium and large (over 96² px) depend on its size; an
     area is that of the box. Detections count up to 100 for a picture and label. A label that a closed detector does not know does
     not count, and "known" says how many boxes do; of crowds the evaluator counts nothing, for or against. The average is over the
-    labels that some scene asks for. Intervals come from resampled scenes.
+    labels that some scene asks for. Pictures of several seeds count as one set; intervals come from resampled scenes.
 
     Args:
         detector: What finds the objects.
@@ -63,8 +64,7 @@ class Detection(Metric):
         resamples: int = 100,
         seed: int = 0,
     ) -> None:
-        if text not in ("label", "phrase"):
-            raise ValueError(f"metric.detection.text={text}: no such text; choose label or phrase")
+        check_text(text, where="metric.detection")
         self.detector, self.text, self.resamples, self.seed = detector, text, resamples, seed
 
     def settings(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Detection(Metric):
 
     def to(self, device: Any) -> Self:
         """The metric with its detector on a torch device; see `Metric.to`."""
-        self.detector = on_device(self.detector, device, "metric.detection")
+        self.detector = on_device(self.detector, device, where="metric.detection")
         return self
 
     def measure(
@@ -128,7 +128,7 @@ class Detection(Metric):
             "unknown": counts.count(False),
             "found": box_math.denormalise(found.boxes.astype(np.float64), size).astype(np.float32),
             "scores": found.scores,
-            "found_labels": [label.lower() for label in found.labels],
+            "found_labels": list(found.labels),
         }
 
     def compute(self, rows: Sequence[Row], *, true: Sequence[Row] = ()) -> dict[str, Value]:
@@ -145,14 +145,13 @@ class Detection(Metric):
         failed = len(rows) - len(scored)
         values = {}
         means, drawn = self._figures(scored)
+        scenes = len({row["scene"] for row in scored})
         for name in FIGURES:
             low, high = interval(drawn[name])
-            count = 0 if math.isnan(means[name]) else len(scored)
+            count = 0 if math.isnan(means[name]) else scenes
             values[name] = Value(mean=means[name], low=low, high=high, count=count, failed=failed)
-        shares = (
-            len(row["labels"]) / boxes if (boxes := len(row["labels"]) + row["unknown"]) else None for row in scored
-        )
-        values["known"] = bootstrap_interval(shares, seed=self.seed)
+        shares = [[1.0] * len(row["labels"]) + [0.0] * row["unknown"] for row in scored]
+        values["known"] = mean_over_scenes(scored, shares, seed=self.seed)
         return values
 
     def _figures(self, rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -166,54 +165,10 @@ class Detection(Metric):
             name: float(evaluator.stats[place]) if evaluator.stats[place] >= 0 else math.nan  # it says -1 for nothing
             for name, place in zip(FIGURES, _STATS, strict=True)
         }
-        return means, resampled(evaluator, resamples=self.resamples, seed=self.seed)
-
-
-def on_device(part: Any, device: Any, where: str) -> Any:
-    """A part of labelling with its model on a device.
-
-    Args:
-        part: The part.
-        device: Where it is to work.
-        where: The setting that holds it, for the message.
-
-    Returns:
-        The part.
-
-    Raises:
-        NotAvailable: What it needs is not there.
-    """
-    try:
-        return part.to(device)
-    except PartMissing as error:
-        raise NotAvailable(f"{where}.{error}") from error
-
-
-def word_of(item: SceneObject, text: str) -> str:
-    """What an object is called, in small letters: its label, or its phrase where there is none or phrases are wanted."""
-    word = item.label if text == "label" and item.label else item.phrase
-    return " ".join(word.lower().split())
-
-
-def find_words(
-    detector: Detector, images: Sequence[np.ndarray], words: Sequence[Sequence[str]]
-) -> list[Detections]:
-    """What a detector finds in pictures, asked for words where it has no list of its own.
-
-    Args:
-        detector: The detector.
-        images: B pictures (H, W, 3) uint8 RGB.
-        words: For each picture what to look for; a picture without any is not shown to a detector that has to be asked.
-
-    Returns:
-        B detections; of a detector with a list of its own everything that it finds.
-    """
-    if detector.names is not None:
-        return detector(images)
-    asking = [place for place, one in enumerate(words) if one]
-    found = iter(detector([images[p] for p in asking], [sorted(set(words[p])) for p in asking]) if asking else ())
-    nothing = Detections(boxes=np.zeros((0, 4), np.float32), scores=np.zeros(0, np.float32), labels=())
-    return [next(found) if one else nothing for one in words]
+        # Pictures of one scene, of several seeds, are drawn together.
+        scenes = scene_places(rows)
+        times = np.concatenate(list(draws(scenes.max() + 1, resamples=self.resamples, seed=self.seed)))
+        return means, figures_of(evaluator, times[:, scenes])
 
 
 def evaluated(rows: Sequence[Row]) -> COCOeval | None:
@@ -270,10 +225,10 @@ class _Matches:
     """A label's detections of all scenes, the most certain first, as the evaluator matched them for one range of areas.
 
     Attributes:
-        image: (D,) int: the scene of each detection.
+        image: (D,) int: the picture of each detection.
         right: (T, D) bool: it matches an asked box.
         wrong: (T, D) bool: it matches none, and counts.
-        asked: (I,) float64: asked boxes that count, by scene.
+        asked: (I,) float64: asked boxes that count, by picture.
     """
 
     image: np.ndarray
@@ -301,14 +256,14 @@ def _matches(evaluator: COCOeval, area: int) -> Iterator[_Matches]:
 
 
 def curves(matches: _Matches, times: np.ndarray, recalls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of a label in sets where scenes stand several times or not at all.
+    """Precision and recall of a label in sets where pictures stand several times or not at all.
 
-    A set with a scene twice has the same curve as one where each of its detections counts twice, so nothing is matched or sorted
+    A set with a picture twice has the same curve as one where each of its detections counts twice, so nothing is matched or sorted
     again.
 
     Args:
         matches: The label's detections.
-        times: (R, I): how often each scene stands in each of R sets.
+        times: (R, I): how often each picture stands in each of R sets.
         recalls: (P,): where precision is read.
 
     Returns:
@@ -351,23 +306,16 @@ def _curves(matches: _Matches, times: np.ndarray, recalls: np.ndarray) -> tuple[
     return read.mean(axis=-1), right[..., -1]
 
 
-def resampled(evaluator: COCOeval, *, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """The evaluator's figures on resampled scenes.
+def figures_of(evaluator: COCOeval, times: np.ndarray) -> dict[str, np.ndarray]:
+    """The evaluator's figures on sets where the pictures stand several times or not at all.
 
     Args:
         evaluator: Pictures matched, as `evaluated` gives it.
-        resamples: R.
-        seed: Seed of the draws.
+        times: (R, I): how often each picture stands in each of R sets.
 
     Returns:
-        By the name of `FIGURES`, (R,): NaN where a resample asks for nothing of the kind.
+        By the name of `FIGURES`, (R,): NaN where a set asks for nothing of the kind.
     """
-    times = np.concatenate(list(draws(len(evaluator.params.imgIds), resamples=resamples, seed=seed)))
-    return figures_of(evaluator, times)
-
-
-def figures_of(evaluator: COCOeval, times: np.ndarray) -> dict[str, np.ndarray]:
-    """The evaluator's figures on sets where scene i stands times[r, i] times; see `resampled`."""
     levels = evaluator.params.iouThrs
     figures: dict[str, np.ndarray] = {}
     for area, suffix in enumerate(AREAS):

@@ -196,6 +196,14 @@ def test_batches_of_any_size_give_the_same_rows(random_set):
         np.testing.assert_equal(one, other)
 
 
+def test_pictures_of_several_seeds_are_drawn_with_their_scene(random_set):
+    metric, rows, _ = random_set
+    one, twice = metric.compute(rows), metric.compute([*rows, *rows])
+    for name in ("ap", "ap50", "ar"):
+        assert (twice[name].mean, twice[name].count) == (pytest.approx(one[name].mean, abs=0.01), one[name].count)
+        assert twice[name].high - twice[name].low == pytest.approx(one[name].high - one[name].low, abs=0.02)
+
+
 def test_empty_sets_are_defined():
     nothing = values([], [])
     assert all(math.isnan(value.mean) and value.count == 0 for value in nothing.values())
