@@ -98,6 +98,12 @@ class Segmenter(Part):
     def __call__(self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """For each of B pictures (H, W, 3) uint8 RGB with its N boxes (N, 4) xyxy in [0, 1] the masks (N, H, W) bool."""
 
+    def with_scores(
+        self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The masks (N, H, W) of each picture with how good the segmenter thinks them, (N,) in [0, 1]: 1 if it says nothing."""
+        return [(masks, np.ones(len(masks), np.float32)) for masks in self(pictures, boxes)]
+
 
 class Describer(Part):
     """Describes pictures, or parts of them, in a sentence."""
