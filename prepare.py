@@ -1,4 +1,4 @@
-"""Prepare data: a source becomes Scene shards, and shards are checked."""
+"""Prepare data: a source becomes Scene shards, shards become other shards, and shards are counted and checked."""
 
 from omegaconf import DictConfig
 
@@ -7,9 +7,9 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Runs the task that the configuration names."""
-    from runtime.preparation import TASKS
+    from runtime.preparation import prepare
 
-    TASKS[cfg.task](cfg)
+    prepare(cfg)
 
 
 if __name__ == "__main__":

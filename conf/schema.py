@@ -11,13 +11,14 @@ The records are not frozen, because OmegaConf would then refuse every override o
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
-TASKS = ("convert", "check")
+TASKS = ("convert", "stats", "check")  # of prepare.py, beside those that a file of conf/stage stands for
 
 
 def _choose(setting: str, value: str, choices: Sequence[str]) -> None:
@@ -312,16 +313,25 @@ class Prepare:
 
     task: str = "convert"
     source: Any = None
-    shards: str | None = None  # folder of shards that a task other than convert reads
-    out: str | None = None  # folder that task=convert makes
-    shard_size: int = 1000  # samples to a shard
+    stage: Any = None  # what a task does that makes shards of shards; task=NAME chooses stage=NAME
+    tagger: Any = None  # of task=label: what names things in pictures,
+    detector: Any = None  # finds them,
+    segmenter: Any = None  # outlines them,
+    describer: Any = None  # and describes them
+    shards: str | None = None  # folder of shards that a task other than convert reads, or its address
+    out: str | None = None  # folder that a task makes, or its address
+    shard_size: int = 1000  # of task=convert: samples to a shard
+    shard_bytes: int | None = None  # of task=convert: most bytes of a shard; null: whatever its samples have
     max_bad_fraction: float = 0.01  # share of samples that may be unreadable
+    accelerator: str = "auto"  # where a task's models work: cpu, gpu, auto
     paths: Paths = field(default_factory=Paths)
 
     def __post_init__(self) -> None:
         """Refuses values that no task can have."""
-        _choose("task", self.task, TASKS)
-        _at_least("", self, shard_size=1)
+        if self.stage is None:
+            _choose("task", self.task, (*TASKS, *stages()))
+        _choose("accelerator", self.accelerator, ("cpu", "gpu", "auto"))
+        _at_least("", self, shard_size=1, shard_bytes=1)
         _fraction("", self, "max_bad_fraction")
         if self.task == "convert" and self.source is None:
             raise ValueError("source: task=convert reads a source; name one with source=NAME, such as source=shapes")
@@ -329,6 +339,15 @@ class Prepare:
             raise ValueError("out: task=convert makes a folder of shards; name it with out=DIR")
         if self.task != "convert" and self.shards is None:
             raise ValueError(f"shards: task={self.task} reads shards; name their folder with shards=DIR")
+        if self.task != "check" and self.out is None:
+            raise ValueError(f"out: task={self.task} makes a folder; name it with out=DIR")
+        if self.task not in TASKS and self.stage is None:
+            raise ValueError(f"stage: task={self.task} was chosen without it; add stage={self.task}")
+
+
+def stages() -> tuple[str, ...]:
+    """The tasks of prepare.py that make shards of shards: the files of conf/stage."""
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / "stage").glob("*.yaml")))
 
 
 @dataclass(kw_only=True)

@@ -123,12 +123,8 @@ class StageWork(Work):
         if told is own or not own.skipped:
             return told
         joined = LeftOut()
-        for part in (own, told):
-            joined.counts.update(part.counts)
-            joined.tallies.update(part.tallies)
-            joined.skipped += part.skipped
-            joined.bad += part.bad
-            joined.notes += part.notes
+        joined.add(own)
+        joined.add(told)
         return joined
 
     def index(self, total: LeftOut) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from conf.schema import ROOTS, as_run_keys
-from runtime.composition import CONF, check_values, compose, compose_sweep, leave_out, unchosen
+from runtime.composition import CONF, check_values, compose, compose_sweep, implied, leave_out, unchosen
 
 TRACEBACK = "SCENOGRAPH_TRACEBACK"  # set to 1: a refusal shows its traceback too
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -45,6 +45,8 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     try:
         sys.argv[1:] = [_open_as_run(argument, config_name) for argument in sys.argv[1:]]
         arguments = get_args_parser().parse_args()
+        # behind everything else, where Hydra takes overrides too
+        sys.argv += implied(config_name, arguments.overrides, config_dir=arguments.config_dir)
         _check(config_name, arguments)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_as_job(run))()
     except Exception as error:

@@ -50,6 +50,7 @@ def compose(
         ValueError: A value is out of its range.
     """
     register()
+    overrides = [*overrides, *implied(config_name, overrides, config_dir=config_dir)]
     with _initialised(config_dir) as loader:
         layers = _Layers.read(loader, config_name, list(overrides))
         try:
@@ -85,6 +86,25 @@ def compose_sweep(config_name: str, overrides: Sequence[str], *, config_dir: str
     jobs += [[*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]]
     for job in jobs:
         compose(config_name, job, config_dir=config_dir)
+
+
+def implied(config_name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> list[str]:
+    """What overrides choose without saying so: in prepare, task=NAME the stage of that name.
+
+    Args:
+        config_name: As in `compose`.
+        overrides: As on the command line, without flags.
+        config_dir: As in `compose`.
+
+    Returns:
+        The further overrides.
+    """
+    said = dict(override.split("=", 1) for override in overrides if "=" in override)
+    name = said.get("task")
+    if config_name != "prepare" or name is None or "stage" in said:
+        return []
+    folders = [CONF, *([Path(config_dir)] if config_dir is not None else [])]
+    return [f"stage={name}"] if any((folder / "stage" / f"{name}.yaml").is_file() for folder in folders) else []
 
 
 def unchosen(cfg: DictConfig) -> list[tuple[str, str]]:

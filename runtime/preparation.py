@@ -1,42 +1,106 @@
-"""What `prepare.py` does: one function for each task."""
+"""What `prepare.py` does: one function for each task of its own, and one for every stage of `conf/stage`."""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from datamodules.shard_index import read_index
-from datamodules.shard_writer import TooManyBad
-from datamodules.shards import ShardError, check_shards, write_shards
+from datamodules.shard_index import ShardError, read_index
+from datamodules.shard_writer import Progress, TooManyBad
+from preparation.runner import check_requires, run_stage
+from preparation.work import Report
+from runtime.ranks import Ranks, ranks_of
+
+if TYPE_CHECKING:
+    import torch
 
 
-def convert(cfg: DictConfig) -> None:
-    """Writes a source as shards, whole or not at all, and says what is in them and what is not.
+def convert(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
+    """Writes a source as shards, or goes on with it, and says what is in them and what is not.
 
     Args:
-        cfg: what `prepare.py` was asked for: `source`, `out`, `shard_size`, `max_bad_fraction`.
+        cfg: what `prepare.py` was asked for: `source`, `out`, `shard_size`, `shard_bytes`, `max_bad_fraction`.
+        environment: tells this process's rank.
 
     Raises:
         TooManyBad: too many samples could not be read; each is listed on stderr.
+        ShardError: a shard could not be made; the table on the terminal says why.
     """
+    from preparation.conversion import convert_source
+
+    ranks = _ranks(environment)
     source = instantiate(cfg.source, _convert_="all")
-    try:
-        with tqdm(total=len(source), unit="scene", dynamic_ncols=True) as bar:
-            write_shards(
-                source,
-                cfg.out,
-                shard_size=cfg.shard_size,
-                max_bad_fraction=cfg.max_bad_fraction,
-                progress=lambda done, _total: bar.update(done - bar.n),
-            )
-    except TooManyBad as error:
-        print("\n".join(error.skipped), file=sys.stderr)
-        raise
-    print(told(cfg.out, read_index(cfg.out)))
+    with _told(cfg, ranks) as progress:
+        report = convert_source(
+            source,
+            cfg.out,
+            shard_size=cfg.shard_size,
+            shard_bytes=cfg.shard_bytes,
+            ranks=ranks,
+            max_bad_fraction=cfg.max_bad_fraction,
+            progress=progress,
+        )
+    _end(cfg, ranks, report)
+
+
+def make(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
+    """Makes shards of shards by the stage that the task names, or goes on with it.
+
+    Args:
+        cfg: what `prepare.py` was asked for: `stage`, `shards`, `out`, `max_bad_fraction`, `accelerator`.
+        environment: tells this process's rank.
+
+    Raises:
+        TooManyBad: too many samples could not be read; each is listed on stderr.
+        ShardError: a shard could not be made; the table on the terminal says why.
+    """
+    ranks = _ranks(environment)
+    stage = instantiate(cfg.stage, _convert_="all")
+    check_requires(stage, frozenset(read_index(cfg.shards)["provides"]), cfg.shards)  # before a model is loaded
+    stage = stage.to(_device(cfg.accelerator, ranks))
+    with _told(cfg, ranks) as progress:
+        report = run_stage(
+            stage, cfg.shards, cfg.out, ranks=ranks, max_bad_fraction=cfg.max_bad_fraction, progress=progress
+        )
+    _end(cfg, ranks, report)
+
+
+def check(cfg: DictConfig) -> None:
+    """Reads every byte of the shards again, compares, and looks at every scene.
+
+    Args:
+        cfg: what `prepare.py` was asked for; `shards` is the folder to read.
+
+    Raises:
+        ShardError: something differs or is wrong; the report names it.
+    """
+    from datamodules.shards import check_shards
+
+    report = check_shards(cfg.shards)
+    print(report)
+    if not report.ok:
+        raise ShardError(f"shards={cfg.shards}: does not match its index; prepare it again")
+
+
+TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "check": check}
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Runs the task that the configuration names.
+
+    Args:
+        cfg: what `prepare.py` was asked for.
+    """
+    TASKS.get(cfg.task, make)(cfg)
 
 
 def told(out: str, index: dict[str, Any]) -> str:
@@ -55,19 +119,51 @@ def told(out: str, index: dict[str, Any]) -> str:
     )
 
 
-def check(cfg: DictConfig) -> None:
-    """Reads every byte of the shards again and compares.
+def _ranks(environment: Mapping[str, str]) -> Ranks:
+    """This process's place; the elements of a job array share the work unless Hydra made the array of a sweep's jobs."""
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return ranks_of(environment, arrays=not is_sweep)
 
-    Args:
-        cfg: what `prepare.py` was asked for; `shards` is the folder to read.
 
-    Raises:
-        ShardError: something differs; the report names it.
-    """
-    report = check_shards(cfg.shards)
+def _device(accelerator: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: of several GPUs each process of a machine takes another."""
+    import torch
+
+    count = torch.cuda.device_count() if accelerator != "cpu" and torch.cuda.is_available() else 0
+    if accelerator == "gpu" and count == 0:
+        raise ValueError("accelerator=gpu: torch finds no GPU here; set accelerator=cpu")
+    return torch.device("cuda", ranks.local % count) if count else torch.device("cpu")
+
+
+@contextmanager
+def _told(cfg: DictConfig, ranks: Ranks) -> Iterator[Progress]:
+    """A line with rate and time left; where too much is bad, a line for each sample."""
+    title = f"{cfg.task} {ranks.rank + 1}/{ranks.count}" if ranks.count > 1 else cfg.task
+    try:
+        with tqdm(unit="scene", dynamic_ncols=True, desc=title) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield advance
+    except TooManyBad as error:
+        print("\n".join(error.skipped), file=sys.stderr)
+        raise
+
+
+def _end(cfg: DictConfig, ranks: Ranks, report: Report) -> None:
+    """Says what was made; a shard that failed ends the process with an error."""
+    if report.index is not None:
+        print(told(cfg.out, report.index))
     print(report)
-    if not report.ok:
-        raise ShardError(f"shards={cfg.shards}: does not match its index; prepare it again")
-
-
-TASKS = {"convert": convert, "check": check}
+    if report.failed:
+        left = len(report.failed) + len(report.not_begun)
+        raise ShardError(
+            f"out={cfg.out}: {left} of {report.pieces} shards are missing (the first: {report.failed[0][0]}: "
+            f"{report.failed[0][1]}); mend what is told above and run the same again, which makes these alone"
+        )
+    if report.elsewhere:
+        print(
+            f"{cfg.out}: the index follows when the other processes have ended; if one was killed, run the same again"
+        )

@@ -37,11 +37,13 @@ class Ranks:
         return list(items[self.rank :: self.count])
 
 
-def ranks_of(environment: Mapping[str, str]) -> Ranks:
+def ranks_of(environment: Mapping[str, str], *, arrays: bool = False) -> Ranks:
     """What a launcher said.
 
     Args:
         environment: The process's environment variables.
+        arrays: Whether the elements of a SLURM job array are to share the work, each with its own processes; else each
+            element is taken for a job of its own.
 
     Returns:
         The process's place; the only one where no launcher said anything.
@@ -49,6 +51,24 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     Raises:
         ValueError: A launcher's variables are no numbers, or contradict one another.
     """
+    within = _launched(environment)
+    if not arrays or "SLURM_ARRAY_TASK_ID" not in environment:
+        return within
+    names = ("ID", "COUNT", "MIN", "STEP")
+    said = {f"SLURM_ARRAY_TASK_{name}": environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names}
+    try:
+        number, count, first, step = (int(value) for value in said.values())
+        place, left = divmod(number - first, step)
+    except (ValueError, ZeroDivisionError):
+        place, count, left = -1, 0, 0
+    if left or not 0 <= place < count:
+        told = " ".join(f"{name}={value}" for name, value in said.items())
+        raise ValueError(f"{told}: no place in a job array without gaps; give one such as --array=0-7")
+    return Ranks(rank=place * within.count + within.rank, count=count * within.count, local=within.local)
+
+
+def _launched(environment: Mapping[str, str]) -> Ranks:
+    """The place among the processes of one job."""
     for names in _NAMES:
         if not all(name in environment for name in names[:2]):
             continue

@@ -199,9 +199,12 @@ class Scene:
         ]
         if not any(gone):
             return self, 0
-        kept = [i for i, goes in enumerate(gone) if not goes]
+        return self.only([i for i, goes in enumerate(gone) if not goes]), sum(gone)
+
+    def only(self, kept: Sequence[int]) -> "Scene":
+        """The scene with those objects alone whose places are given, in that order, and the relations between them."""
         objects = tuple(self.objects[i] for i in kept)
-        return replace(self, objects=objects, relations=_reindexed(self.relations, kept)), sum(gone)
+        return replace(self, objects=objects, relations=_reindexed(self.relations, kept))
 
     def without_layout(self) -> "Scene":
         """The null scene: the same id, caption, frame and source; no objects and no relations."""

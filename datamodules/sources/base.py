@@ -5,6 +5,7 @@ what a source provides with what a consumer requires. What readers of published 
 particular data sets live beside it; shards, order and transforms live one folder up.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,14 @@ class LeftOut:
         self.notes: list[str] = []
         self.tallies: Counter[str] = Counter()
 
+    def add(self, other: "LeftOut") -> None:
+        """Add another account to this one; a note is said once."""
+        self.counts.update(other.counts)
+        self.tallies.update(other.tallies)
+        self.skipped += other.skipped
+        self.bad += other.bad
+        self.notes += [note for note in other.notes if note not in self.notes]
+
     def skip(self, reason: object, *, samples: int = 1) -> None:
         """Count samples that could not be read, and say why in one line."""
         self.skipped.append(" ".join(str(reason).split()))
@@ -115,6 +124,40 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Scene, Content]]:
         """Yields each Scene with its RGB picture or its latent; boxes are in the frame of that picture."""
+
+    def positions(self) -> int:
+        """Where `span` ends: the samples have places from 0 on, and some places may be empty."""
+        return len(self)
+
+    def span(self, start: int, stop: int) -> Iterator[tuple[Scene, Content]]:
+        """The pairs at some places: those of spans that tile the places are those of an iteration.
+
+        Here the pairs before `start` are made and dropped; a source that can pass over them cheaply does. `left_out` is the
+        account of these places alone, and without what `report` says.
+
+        Args:
+            start: First place.
+            stop: Place behind the last.
+
+        Yields:
+            Scene and content, as an iteration does.
+        """
+        pairs = iter(self)
+        next(itertools.islice(pairs, start, start), None)
+        if self.left_out is not None:
+            self.left_out = LeftOut()
+        yield from itertools.islice(pairs, stop - start)
+
+    def report(self, total: LeftOut) -> list[str]:
+        """Lines about all that was read, for whoever prepares the data.
+
+        Args:
+            total: The account of all places.
+
+        Returns:
+            Notes for the index.
+        """
+        return []
 
     def missing(self, requires: Iterable[str]) -> frozenset[str]:
         """What `requires` names and this source lacks."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datamodules.sources.base import Content
+from datamodules.sources.base import Content, LeftOut
 from datamodules.sources.files import FileSource, Picture, SampleError, existing, value_of
 from scenes import Frame, Scene, boxes
 from scenes.masks import encode
@@ -120,10 +120,22 @@ class Coco(FileSource):
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yields the annotations' records of pictures, in their order."""
         yield from self._pictures
-        if self._filter is not None and (published := self._filter.scenes.get(self.split)) is not None:
-            kept = len(self._pictures) - self.left_out.counts[OUTSIDE] - self.left_out.bad
-            word = "as published" if kept == published else f"published: {published}, of the whole {self.split}"
-            self.left_out.notes.append(f"filter {self.filter}: {kept} pictures ({word})")
+
+    def report(self, total: LeftOut) -> list[str]:
+        """The pictures that a published filter has left, beside the publishers' number.
+
+        Args:
+            total: The account of all pictures.
+
+        Returns:
+            A line, where there is a number to compare with.
+        """
+        published = None if self._filter is None else self._filter.scenes.get(self.split)
+        if published is None:
+            return []
+        kept = len(self._pictures) - total.counts[OUTSIDE] - total.bad
+        word = "as published" if kept == published else f"published: {published}, of the whole {self.split}"
+        return [f"filter {self.filter}: {kept} pictures ({word})"]
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of a record of a picture.

@@ -106,10 +106,19 @@ class FileSource(Source):
         self.min_area, self.tolerance, self.short_side = min_area, tolerance, short_side
         self.left_out = LeftOut()
         self._of_sample: Counter[str] = Counter()
+        self._cursor: _Cursor | None = None
 
     @abstractmethod
     def entries(self) -> Iterator[Any]:
         """Yields what `read` takes, one for each sample, in a fixed order; never pictures of more than one file."""
+
+    def parts(self) -> Sequence[int]:
+        """Places in each of the files that entries come from, of which a span opens those alone that it needs."""
+        return [len(self)]
+
+    def entries_of(self, part: int) -> Iterator[Any]:
+        """Yields the entries of one of the `parts`; there may be more of them than places, or fewer."""
+        yield from self.entries()
 
     @abstractmethod
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
@@ -127,8 +136,56 @@ class FileSource(Source):
 
     def __iter__(self) -> Iterator[tuple[Scene, Content]]:
         """Yields the samples that can be read and are wanted; `left_out` tells of the others."""
+        yield from self.span(0, self.positions())
+        self.left_out.notes += self.report(self.left_out)
+
+    def positions(self) -> int:
+        """Places of all files; one that seems to be empty has a place, for what is wrong with it."""
+        return sum(max(1, size) for size in self.parts())
+
+    def span(self, start: int, stop: int) -> Iterator[tuple[Scene, Content]]:
+        """As `Source`; what is passed over is not read, and what is wrong with a file is told with its last place.
+
+        Args:
+            start: First place.
+            stop: Place behind the last.
+
+        Yields:
+            Scene and content.
+        """
         self.left_out = LeftOut()
-        for entry in self.entries():
+        first = 0
+        for part, size in enumerate(max(1, size) for size in self.parts()):
+            if first < stop and start < first + size:
+                places = range(max(start - first, 0), min(stop - first, size))
+                yield from self._read_all(self._of_part(part, places, is_end=places.stop == size))
+            first += size
+
+    def _of_part(self, part: int, places: range, *, is_end: bool) -> Iterator[Any]:
+        """The entries at some places of a part; whatever goes beyond its places is at the last one."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is None or cursor.part != part or cursor.place > places.start:
+            cursor = _Cursor(part, self.entries_of(part))
+        while is_end or cursor.place < places.stop:
+            # What the file's reader tells is of the file, not of these places.
+            of_places, self.left_out = self.left_out, cursor.left_out
+            try:
+                entry = next(cursor.entries, cursor)
+            finally:
+                self.left_out = of_places
+            if entry is cursor:
+                break
+            cursor.place += 1
+            if cursor.place > places.start:
+                yield entry
+        if is_end:
+            self.left_out.add(cursor.left_out)
+        else:
+            self._cursor = cursor
+
+    def _read_all(self, entries: Iterator[Any]) -> Iterator[tuple[Scene, Content]]:
+        """The samples of entries that can be read and are wanted."""
+        for entry in entries:
             self._of_sample = Counter()
             try:
                 sample = self.read(entry)
@@ -243,6 +300,15 @@ class FileSource(Source):
         if image is picture.image and image.format == "JPEG" and self.image_format == "jpg":
             return scene, EncodedPicture(data=picture.data, height=height, width=width)
         return scene, image
+
+
+class _Cursor:
+    """How far a part has been passed, so that the next span goes on from there."""
+
+    def __init__(self, part: int, entries: Iterator[Any]) -> None:
+        self.part, self.entries = part, entries
+        self.place = 0
+        self.left_out = LeftOut()
 
 
 def as_boxes(values: Any, where: str) -> np.ndarray:

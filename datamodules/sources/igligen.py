@@ -4,6 +4,7 @@ Latents are already multiplied by the autoencoder's scaling factor, so that the 
 be mirrored or cropped. The pictures themselves are read in ``sa1b.py``, which takes boxes from here.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.safe_pickle import PickleRefused, load_npy, npy_shape
-from datamodules.sources.base import Content, LatentForm
+from datamodules.sources.base import Content, LatentForm, LeftOut
 from datamodules.sources.files import FileSource, SampleError, as_boxes, centre_window, existing, joined
 from scenes import Frame, Scene, SceneObject, boxes
 
@@ -186,26 +187,56 @@ class Igligen(FileSource):
 
     def __len__(self) -> int:
         """Rows of boxes, by the headers of their files."""
-        return sum(npy_shape(self._boxes / name)[0] for name in self._shards)
+        return sum(self._rows)
+
+    @functools.cached_property
+    def _rows(self) -> list[int]:
+        return [npy_shape(self._boxes / name)[0] for name in self._shards]
 
     def entries(self) -> Iterator[tuple[int, np.ndarray, Detections | None, Any]]:
         """Yields number, latent, detections and size of each latent; one pair of files is in memory at a time."""
-        if self._alone:
-            self.left_out.notes.append(f"{len(self._alone)} files of latents or boxes alone: {joined(self._alone)}")
-        for name in self._shards:
-            try:
-                found = read_detections(self._boxes / name)
-                latents = self._read_latents(self._latents / name)
-                sizes = read_sizes(self._sizes / name) if self._sizes else {}
-            except (PickleRefused, SampleError, OSError) as error:
-                self.left_out.skip(error, samples=npy_shape(self._boxes / name)[0])
-                continue
-            if alone := len(found.keys() - latents.keys()):
-                self.left_out.counts["boxes without a latent"] += alone
-            for number in sorted(latents):
-                row = found.get(number)
-                yield number, latents[number], row, sizes.get(number, row.size if row is not None else None)
-            del found, latents  # before the next pair is read
+        for part in range(len(self._shards)):
+            yield from self.entries_of(part)
+
+    def parts(self) -> list[int]:
+        """Rows of each file of boxes."""
+        return self._rows
+
+    def entries_of(self, part: int) -> Iterator[tuple[int, np.ndarray, Detections | None, Any]]:
+        """Yields the entries of a pair of files.
+
+        Args:
+            part: Number of the pair.
+
+        Yields:
+            Number, latent, detections and size.
+        """
+        name = self._shards[part]
+        try:
+            found = read_detections(self._boxes / name)
+            latents = self._read_latents(self._latents / name)
+            sizes = read_sizes(self._sizes / name) if self._sizes else {}
+        except (PickleRefused, SampleError, OSError) as error:
+            self.left_out.skip(error, samples=self._rows[part])
+            return
+        if alone := len(found.keys() - latents.keys()):
+            self.left_out.counts["boxes without a latent"] += alone
+        for number in sorted(latents):
+            row = found.get(number)
+            yield number, latents[number], row, sizes.get(number, row.size if row is not None else None)
+
+    def report(self, total: LeftOut) -> list[str]:
+        """Files that are of no use.
+
+        Args:
+            total: The account of all files.
+
+        Returns:
+            A line, if there are any.
+        """
+        if not self._alone:
+            return []
+        return [f"{len(self._alone)} files of latents or boxes alone: {joined(self._alone)}"]
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of a latent.

@@ -4,15 +4,16 @@ How an entry becomes a Scene is in ``scenes/forms.py``. There are no boxes; pict
 them to a square, as published, is training's (`data.resize=squash`).
 """
 
+import functools
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.sources.base import Content
+from datamodules.sources.base import Content, LeftOut
 from datamodules.sources.files import FileSource, Picture, existing, value_of
 from scenes import Frame, Scene
 from scenes.forms import GraphError, scene_of_laion_sg
@@ -21,6 +22,7 @@ from scenes.graph import isolated_objects, triples
 MISSING = "pictures missing"
 NO_RELATIONS = "entries without relations"
 OUTSIDE = "entries outside the filter"
+_FAULT = "fault: "
 LIMIT = 75  # tokens of CLIP's 77 that are not start and end
 # CLIP's words, of which each is one token or more; digits are words of their own.
 _WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
@@ -96,7 +98,6 @@ class LaionSg(FileSource):
         self._choice = FILTERS[filter] if filter is not None else None
         self._chosen = self._checked_choice() if self._choice is not None else len(self._list)
         self._length = None if tokenizer is None else _tokens_by(tokenizer)
-        self._begin()
 
     def __len__(self) -> int:
         """Entries of the file."""
@@ -104,9 +105,7 @@ class LaionSg(FileSource):
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         """Yields the entries with their places."""
-        self._begin()
         yield from enumerate(self._list)
-        self.left_out.notes += self._report()
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of an entry.
@@ -124,14 +123,12 @@ class LaionSg(FileSource):
         place, item = entry
         where = f"{self.file} entry {place}"
         published = value_of(item, "relations", list, where)
-        if len(published) < (self._choice.min_relations if self._choice else self.min_relations):
-            return OUTSIDE
-        if not published and not self.keep_without_relations:
-            return NO_RELATIONS
+        if (unwanted := self._unwanted(len(published))) is not None:
+            return unwanted
         try:
-            scene = self._graph(item, where)
+            scene = self._graph(place, item, where)
         except GraphError as error:
-            self._faults[error.reason] += 1
+            self.left_out.tallies[f"{_FAULT}{error.reason}"] += 1
             raise
         path = self._folder / value_of(item, "name", str, where)
         if not path.is_file():
@@ -143,32 +140,49 @@ class LaionSg(FileSource):
         more = {key: item[key] for key in ("score", "url") if item.get(key) not in (None, "")}
         frame = Frame(original=picture.size)
         scene = replace(scene, frame=frame, source=self.name, provenance=more)
-        self._kept += 1
-        self._bare += not published
-        self._related += len(scene.relations)
+        self._tally(kept=1, bare=not published, related=len(scene.relations))
         return self.stored(scene, picture)
 
-    def _begin(self) -> None:
-        """Forget what an earlier iteration has counted."""
-        self._seen: set[str] = set()
-        self._faults: Counter[str] = Counter()
-        self._kept = self._bare = self._related = self._long = self._cut = 0
+    def _unwanted(self, relations: int) -> str | None:
+        """Why an entry with so many relations is left out, if it is."""
+        if relations < (self._choice.min_relations if self._choice else self.min_relations):
+            return OUTSIDE
+        return NO_RELATIONS if not relations and not self.keep_without_relations else None
 
-    def _graph(self, item: Any, where: str) -> Scene:
-        """The graph of an entry, its id seen for the first time."""
+    def _tally(self, **numbers: int) -> None:
+        """Add to what `report` tells."""
+        self.left_out.tallies.update({name: int(number) for name, number in numbers.items() if number})
+
+    def _graph(self, place: int, item: Any, where: str) -> Scene:
+        """The graph of an entry, if no graph before it has its id."""
         scene = scene_of_laion_sg(item, where=where)
-        if scene.id in self._seen:
+        if any(self._is_graph(earlier) for earlier in self._places[scene.id] if earlier < place):
             raise GraphError(f"{where}: img_id: {scene.id} is there twice; leave one out", reason="duplicate img_id")
-        self._seen.add(scene.id)
         return scene
+
+    @functools.cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Where the ids of wanted entries are, so that a span of entries knows of those before it."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, item in enumerate(self._list):
+            if isinstance(item, dict) and isinstance(item.get("relations"), list):
+                if self._unwanted(len(item["relations"])) is None:
+                    places[str(item.get("img_id"))].append(place)
+        return places
+
+    def _is_graph(self, place: int) -> bool:
+        try:
+            scene_of_laion_sg(self._list[place], where=f"entry {place}")
+        except ValueError:
+            return False
+        return True
 
     def _count_tokens(self, scene: Scene) -> None:
         """Count what of the graph as one text goes beyond what CLIP reads."""
         parts = [text for triple in triples(scene) for text in triple]
         text = " ".join(parts + [scene.objects[place].phrase for place in isolated_objects(scene)])
         length = len(_WORDS.findall(text)) if self._length is None else self._length(text)
-        self._long += length > LIMIT
-        self._cut += max(0, length - LIMIT)
+        self._tally(long=length > LIMIT, cut=max(0, length - LIMIT))
 
     def _checked_choice(self) -> int:
         """How many entries the filter takes; the publishers' number where the split is whole."""
@@ -184,14 +198,22 @@ class LaionSg(FileSource):
             )
         return chosen
 
-    def _report(self) -> Sequence[str]:
-        """What was read and what not, in a line for each kind."""
-        left = self.left_out
-        without = f"{self._bare} kept" if self.keep_without_relations else f"{left.counts[NO_RELATIONS]} left out"
-        kinds = {**dict(sorted(self._faults.items())), "unreadable": left.bad - self._faults.total()}
+    def report(self, total: LeftOut) -> list[str]:
+        """What was read and what not.
+
+        Args:
+            total: The account of all entries.
+
+        Returns:
+            A line for each kind.
+        """
+        left, tallies = total, total.tallies
+        graphs = {key.removeprefix(_FAULT): number for key, number in tallies.items() if key.startswith(_FAULT)}
+        without = f"{tallies['bare']} kept" if self.keep_without_relations else f"{left.counts[NO_RELATIONS]} left out"
+        kinds = {**dict(sorted(graphs.items())), "unreadable": left.bad - sum(graphs.values())}
         faults = ", ".join(f"{reason}: {count}" for reason, count in kinds.items() if count)
         lines = [
-            f"read: {len(self._list)} entries of {self.file}, {self._kept} kept with {self._related} relations",
+            f"read: {len(self._list)} entries of {self.file}, {tallies['kept']} kept with {tallies['related']} relations",
             f"missing images: {left.counts[MISSING]}",
             f"no relations: {without}",
             f"bad entries: {left.bad}{f' ({faults})' if faults else ''}",
@@ -199,14 +221,14 @@ class LaionSg(FileSource):
         if self._choice is not None:
             published = f"published: {self._choice.entries} of {self._choice.whole}"
             lines.append(f"filter {self.filter}: {self._chosen} of {len(self._list)} entries ({published})")
-        of = f"of {self._kept} graphs have more than {LIMIT}"
+        of = f"of {tallies['kept']} graphs have more than {LIMIT}"
         if self._length is None:
             lines.append(
-                f"tokens cut: not counted, give the tokenizer's folder as source.tokenizer=DIR; {self._long} {of} words, "
-                f"so that {self._cut} tokens or more are cut"
+                f"tokens cut: not counted, give the tokenizer's folder as source.tokenizer=DIR; {tallies['long']} {of} words, "
+                f"so that {tallies['cut']} tokens or more are cut"
             )
         else:
-            lines.append(f"tokens cut: {self._cut}; {self._long} {of} tokens")
+            lines.append(f"tokens cut: {tallies['cut']}; {tallies['long']} {of} tokens")
         return lines
 
 

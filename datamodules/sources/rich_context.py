@@ -4,6 +4,7 @@ img2dataset puts a white border around a picture that is not square; labels were
 labels themselves are read in ``rich_labels.py``.
 """
 
+import functools
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,11 +128,37 @@ class RichContext(RichLabels):
                     key=PurePosixPath(image).stem, label=found(self._labels, [label]) or Path(label), image_name=image
                 )
         elif self._tars:
-            elsewhere = dict(label_files(self._labels)) if self.labels else None
-            for path in self._tars:
-                yield from self._of_tar(path, elsewhere)
+            for part in range(len(self._tars)):
+                yield from self.entries_of(part)
         else:
             yield from (Entry(key=key, label=path) for key, path in label_files(self._labels))
+
+    def parts(self) -> list[int]:
+        """Pictures of each tar; all there are, where they are not in tars."""
+        return self._in_tars if self._tars else [self._count]
+
+    def entries_of(self, part: int) -> Iterator[Entry]:
+        """Yields the entries of a tar, or all.
+
+        Args:
+            part: Number of the tar.
+
+        Yields:
+            The files of each sample.
+        """
+        if self._tars:
+            yield from self._of_tar(self._tars[part], self._elsewhere)
+        else:
+            yield from self.entries()
+
+    @functools.cached_property
+    def _elsewhere(self) -> dict[str, Path] | None:
+        """Files of labels by key, where they are not in the tars."""
+        return dict(label_files(self._labels)) if self.labels else None
+
+    @functools.cached_property
+    def _in_tars(self) -> list[int]:
+        return [sum(_is_picture(name) for name in _members(path)[0]) for path in self._tars]
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of some files.
@@ -186,7 +213,7 @@ class RichContext(RichLabels):
         if self._pairs is not None:
             return len(self._pairs)
         if self._tars:
-            return sum(sum(_is_picture(name) for name in _members(path)[0]) for path in self._tars)
+            return sum(self._in_tars)
         return sum(1 for _ in label_files(self._labels))
 
     def _of_tar(self, path: Path, elsewhere: dict[str, Path] | None) -> Iterator[Entry]:

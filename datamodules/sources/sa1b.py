@@ -83,26 +83,42 @@ class Sa1b(FileSource):
 
     def entries(self) -> Iterator[Entry]:
         """Yields key, files and detections of each picture; one picture is in memory at a time."""
-        for path, keys in zip(self._paths, self._keys, strict=True):
-            try:
-                found = read_detections(self._boxes / f"{path.stem}.npy") if self._boxes else {}
-            except (PickleRefused, SampleError, OSError) as error:
-                self.left_out.skip(error, samples=len(keys))
-                continue
-            waiting: dict[str, dict[str, bytes]] = {}
-            try:
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        key, suffix = _name(member)
-                        if suffix not in (".jpg", ".json"):
-                            continue
-                        file = tar.extractfile(member)
-                        waiting.setdefault(key, {})[suffix] = file.read() if file is not None else b""
-                        if len(waiting[key]) == 2:
-                            yield key, waiting.pop(key), found.get(_number(key))
-            except (tarfile.TarError, OSError, EOFError) as error:
-                self.left_out.skip(f"{path}: {error}; fetch it again")
-            yield from ((key, files, found.get(_number(key))) for key, files in waiting.items())
+        for part in range(len(self._paths)):
+            yield from self.entries_of(part)
+
+    def parts(self) -> list[int]:
+        """Pictures of each tar."""
+        return [len(keys) for keys in self._keys]
+
+    def entries_of(self, part: int) -> Iterator[Entry]:
+        """Yields the entries of a tar.
+
+        Args:
+            part: Number of the tar.
+
+        Yields:
+            Key, files and detections.
+        """
+        path = self._paths[part]
+        try:
+            found = read_detections(self._boxes / f"{path.stem}.npy") if self._boxes else {}
+        except (PickleRefused, SampleError, OSError) as error:
+            self.left_out.skip(error, samples=len(self._keys[part]))
+            return
+        waiting: dict[str, dict[str, bytes]] = {}
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    key, suffix = _name(member)
+                    if suffix not in (".jpg", ".json"):
+                        continue
+                    file = tar.extractfile(member)
+                    waiting.setdefault(key, {})[suffix] = file.read() if file is not None else b""
+                    if len(waiting[key]) == 2:
+                        yield key, waiting.pop(key), found.get(_number(key))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            self.left_out.skip(f"{path}: {error}; fetch it again")
+        yield from ((key, files, found.get(_number(key))) for key, files in waiting.items())
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of a picture.

@@ -243,6 +243,18 @@ class Shapes(Source):
         """Yields the samples in order of their index."""
         return map(self.sample, range(self.count))
 
+    def span(self, start: int, stop: int) -> Iterator[tuple[Scene, Image.Image]]:
+        """As `Source`: no other sample is drawn.
+
+        Args:
+            start: First index.
+            stop: Index behind the last.
+
+        Returns:
+            The samples.
+        """
+        return map(self.sample, range(start, min(stop, self.count)))
+
     def __getitem__(self, index: int) -> tuple[Scene, Image.Image]:
         """The same as `sample`."""
         return self.sample(index)

@@ -1,0 +1,119 @@
+"""Running a source: its places in runs of `shard_size` become shards, without those that could not be read.
+
+Here is what a source is as work; how work is split, survives kills and ends in an index is in `work.py`. What a source is, is
+in `datamodules/sources`; data sets that are made by the training itself go through `shard_writer.write_shards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datamodules.shard_index import SCENE, ShardError
+from datamodules.shard_writer import PICTURE_FORMATS, Progress, describe, encode_sample
+from datamodules.sources.base import LeftOut, Source
+from datamodules.storage import folder_at
+from preparation.stage import Sample
+from preparation.work import Piece, Report, Shares, Work, project_version, run_work
+
+
+def convert_source(
+    source: Source,
+    out: str | Path,
+    *,
+    shard_size: int = 1000,
+    shard_bytes: int | None = None,
+    ranks: Shares | None = None,
+    max_bad_fraction: float = 0.01,
+    progress: Progress | None = None,
+) -> Report:
+    """Makes shards of a source; killed and run again it goes on, and the folder is the same over any number of processes.
+
+    Args:
+        source: What is read. It may say how pictures are encoded, as for `write_shards`.
+        out: Folder that is made, a path or an address of fsspec's; one that was begun with the same source is gone on with.
+        shard_size: Places of the source in a shard, which has fewer samples where some were left out.
+        shard_bytes: Most bytes of a shard: where the samples have more, the places of one shard become several,
+            `000003.tar`, `000003-1.tar`, ...; one sample of more bytes is a shard by itself.
+        ranks: Which share of the shards is this process's; all of them if not given.
+        max_bad_fraction: Share of the samples that may be unreadable: they are skipped, counted and listed.
+        progress: Called with (samples written or passed over, places).
+
+    Returns:
+        What became of the share.
+
+    Raises:
+        ShardError: `out` holds something else, or the source gives nothing.
+        TooManyBad: More samples than allowed could not be read.
+    """
+    work = SourceWork(source, shard_size=shard_size, shard_bytes=shard_bytes)
+    return run_work(work, folder_at(out), ranks=ranks, max_bad_fraction=max_bad_fraction, progress=progress)
+
+
+class SourceWork(Work):
+    """A source in runs of places.
+
+    Args:
+        source: What is read.
+        shard_size: Places of a shard.
+        shard_bytes: Most bytes of a shard; None for any number.
+
+    Raises:
+        ShardError: A setting is out of its range.
+    """
+
+    def __init__(self, source: Source, *, shard_size: int, shard_bytes: int | None) -> None:
+        self._format = getattr(source, "image_format", "jpg")
+        if shard_size < 1:
+            raise ShardError(f"shard_size={shard_size}: give the samples of a shard, 1 or more")
+        if self._format not in PICTURE_FORMATS:
+            raise ShardError(f"{type(source).__name__}.image_format={self._format!r}: choose png or jpg")
+        self._source, self._size, self.shard_bytes = source, shard_size, shard_bytes
+        self._announced, places = len(source), source.positions()
+        self._spans = [(start, min(start + shard_size, places)) for start in range(0, places, shard_size)]
+        self.pieces = [Piece(name=f"{n:06d}", samples=stop - start) for n, (start, stop) in enumerate(self._spans)]
+        self.left_out = LeftOut()
+        self._settings = {"shard_size": shard_size, **({} if shard_bytes is None else {"shard_bytes": shard_bytes})}
+        self.manifest = {"task": "convert", "settings": self._settings, "source": describe(source), "places": places}
+
+    def samples(self, number: int, taken: Callable[[], object]) -> Iterator[Sample]:
+        """The samples of a run of places.
+
+        Args:
+            number: Which run.
+            taken: Called for each sample.
+
+        Yields:
+            The samples, encoded, each under its number.
+        """
+        self.left_out = LeftOut()
+        start, stop = self._spans[number]
+        for place, (scene, content) in enumerate(self._source.span(start, stop), start=start):
+            self.left_out = self._source.left_out or self.left_out
+            members = encode_sample(scene, content, self._format, self._source.latent_form)
+            del members[SCENE]
+            taken()
+            yield Sample(key=f"{place:09d}", scene=scene, members=members)
+        self.left_out = self._source.left_out or self.left_out
+        self.latent_form = self._source.latent_form
+
+    def index(self, total: LeftOut) -> dict[str, Any]:
+        """As `Work`.
+
+        Args:
+            total: The account of all places; the source's report is added to its notes.
+
+        Returns:
+            source, provides, stages.
+        """
+        total.notes += self._source.report(total)
+        return {
+            "source": self.manifest["source"],
+            "provides": sorted(self._source.provides),
+            "stages": [{"name": "convert", "settings": self._settings, "version": project_version()}],
+        }
+
+    def seen(self, good: int, bad: int, *, is_all: bool) -> int:
+        """As `Work`: what the source announces; at the end what it was."""
+        return good + bad if is_all else max(self._announced, good + bad)

@@ -1,0 +1,149 @@
+"""Labelling as it is asked for on the command line: every part's file builds its class, and the published chains run."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from datamodules.shards import ShardSet, check_shards, write_shards
+from datamodules.sources.shapes import Shapes
+from labelling.opening import Pretrained
+from labelling.parts import Part
+from preparation.label import Label
+from runtime.composition import CONF, compose
+from runtime.preparation import prepare
+from scenes.masks import decode
+
+GIVEN = ["shards=DIR", "out=DIR", "task=label"]
+NEEDED = {"vocabulary": ["tagger.words=[dog]"], "zero_shot": ["tagger.words=[dog]"]}
+NEEDED["yolox"] = NEEDED["yolov8"] = ["detector.file=FILE"]
+PRESETS = sorted(path.stem for path in (CONF / "experiment" / "label").glob("*.yaml"))
+
+
+def options(group):
+    return [(group, path.stem) for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [*options("tagger"), *options("detector"), *options("segmenter"), *options("describer")]
+)
+def test_every_file_builds_its_part_with_its_own_settings(group, option):
+    chosen = [f"{group}={option}", *NEEDED.get(option, [])]
+    cfg = compose("prepare", [*GIVEN, *chosen, *([] if group == "detector" else ["detector=grounding_dino"])])
+    part = instantiate(cfg[group], _convert_="all")
+    assert isinstance(part, Part)
+    if isinstance(part, Pretrained):
+        assert part.kind == group
+    told = part.settings()
+    for key, value in cfg[group].items():
+        if key in told and value is not None:
+            assert told[key] == value, key
+
+
+def test_a_chain_is_put_together_from_its_groups():
+    cfg = compose(
+        "prepare", [*GIVEN, "tagger=caption", "detector=grounding_dino", "describer=blip2", "detector.nms=0.4"]
+    )
+    stage = instantiate(cfg.stage, _convert_="all")
+    assert isinstance(stage, Label)
+    assert [type(part).__name__ for part in stage.parts.values()] == ["CaptionTagger", "GroundingDino", "Blip2"]
+    assert stage.settings()["detector"]["nms"] == 0.4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_published_labelling_composes_and_builds(preset):
+    cfg = compose("prepare", [f"experiment=label/{preset}", "shards=DIR", "out=DIR"])
+    assert cfg.task == "label"
+    settings = instantiate(cfg.stage, _convert_="all").settings()
+    expected = {
+        "gligen_coco": ("RamTagger", 0.25, 0.2, 0.5, None, "description"),
+        "igligen": ("CaptionTagger", 0.2, 0.2, None, 512, "tag"),
+        "rich_context": ("RamTagger", 0.25, 0.2, 0.5, None, "tag"),
+    }[preset]
+    detector = settings["detector"]
+    thresholds = detector["box_threshold"], detector["text_threshold"], detector["nms"]
+    assert (settings["tagger"]["part"], *thresholds, settings["square"], settings["phrase"]) == expected
+
+
+def label(preset, shards, out, *more):
+    prepare(compose("prepare", [f"experiment=label/{preset}", f"shards={shards}", f"out={out}", *more]))
+    assert check_shards(out).ok
+    return ShardSet(out)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(Shapes(count=5, size=48), tmp_path_factory.mktemp("data") / "shapes", shard_size=3)
+
+
+def test_the_published_chains_run(shards, tmp_path, grounding_dino, segmenter_of, describer_of, capsys):
+    """RAM is not to be had without its package: the vocabulary stands in its place."""
+    words = ["tagger=vocabulary", "tagger.words=[red circle,blue square,dog]", f"detector.model={grounding_dino}"]
+    words += ["detector.box_threshold=0.05", "accelerator=cpu", "stage.min_crop=4"]
+    rich = label(
+        "rich_context",
+        shards,
+        tmp_path / "rich",
+        *words,
+        f"segmenter.model={segmenter_of('sam')}",
+        f"describer.model={describer_of('qwen_vl')}",
+        "describer.dtype=float32",
+        "describer.max_tokens=5",
+        "stage.short_side=24",
+    )
+    assert set(rich.provides) >= {"masks", "descriptions", "scores"}
+    assert len(rich) > 0
+    for number in range(len(rich)):
+        scene = rich[number].scene
+        assert scene.objects
+        for item in scene.objects:
+            assert item.phrase in ("red circle", "blue square", "dog")
+            assert item.description
+            assert item.mask is None or decode(item.mask).shape == (48, 48)
+        told = scene.provenance["labelling"]
+        assert told["detector"]["model"] == grounding_dino
+        assert told["detector"]["box_threshold"] == 0.05
+        assert set(told["versions"]) == {"scenograph", "transformers"}
+
+    gligen = label(
+        "gligen_coco",
+        shards,
+        tmp_path / "gligen",
+        *words,
+        f"describer.model={describer_of('blip2')}",
+        "describer.dtype=float32",
+        "describer.max_tokens=5",
+        "stage.memory=all",
+    )
+    assert all(
+        item.phrase == item.description for number in range(len(gligen)) for item in gligen[number].scene.objects
+    )
+    assert "scenes" in capsys.readouterr().out
+
+
+def test_igligens_chain_runs(shards, tmp_path, grounding_dino):
+    made = label(
+        "igligen", shards, tmp_path / "out", f"detector.model={grounding_dino}", "stage.square=32", "accelerator=cpu"
+    )
+    captions = {number: made[number].scene.caption for number in range(len(made))}
+    assert captions
+    for number, caption in captions.items():
+        record = made[number]
+        assert record.image.shape == (48, 48, 3)
+        for item in record.scene.objects:
+            assert item.score > 0.2
+            assert item.phrase
+            assert set(item.phrase.replace("[UNK]", "").split()) <= set(caption.lower().replace(",", " ,").split())
+
+
+def test_a_chain_without_a_detector_is_refused():
+    cfg = compose("prepare", GIVEN)
+    with pytest.raises(Exception, match="detector: none is chosen"):
+        instantiate(cfg.stage, _convert_="all")
+
+
+def test_presets_say_how_they_are_run():
+    assert PRESETS == ["gligen_coco", "igligen", "rich_context"]
+    for preset in PRESETS:
+        header = Path(CONF / "experiment" / "label" / f"{preset}.yaml").read_text(encoding="utf-8")
+        assert f"python prepare.py experiment=label/{preset}" in header
