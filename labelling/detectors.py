@@ -288,7 +288,9 @@ class OnnxDetector(ClosedDetector):
         try:
             return onnxruntime.InferenceSession(self.file, options, providers=providers)
         except Exception as error:  # onnxruntime's own errors have no common base that it exports
-            raise PartMissing(f"detector.file={self.file}: not an ONNX network ({_line(error)}); fetch it again") from error
+            raise PartMissing(
+                f"detector.file={self.file}: not an ONNX network ({_line(error)}); fetch it again"
+            ) from error
 
     def find(self, pictures: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Boxes, scores and numbers; see `ClosedDetector.find`."""
@@ -411,7 +413,9 @@ def read_names(names: str | Sequence[str]) -> tuple[str, ...]:
         return COCO_NAMES
     if isinstance(names, str):
         if not Path(names).is_file():
-            raise ValueError(f"detector.names={names}: no such file; give one with a name in each line, a list, or coco")
+            raise ValueError(
+                f"detector.names={names}: no such file; give one with a name in each line, a list, or coco"
+            )
         names = Path(names).read_text(encoding="utf-8").splitlines()
     if not names:
         raise ValueError("detector.names: no names; give one for each class")

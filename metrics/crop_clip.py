@@ -19,9 +19,9 @@ from scenes.scene import Scene
 class CropClip(Metric):
     """CLIP's logit (its scale, about 100, times the cosine) of each box's part of the picture with its object's text.
 
-    The text is the object's description, its phrase where there is none, cut to the model's length. Boxes are cut to whole pixels;
-    one without a pixel does not count. "crop_clip" is the published figure, the mean over scenes of the mean over objects;
-    "crop_clip_objects" counts every object alike, and "crop_clip_small", "_medium", "_large" those of a size;
+    The text is the object's description, its phrase where there is none, cut to the model's length. Boxes are cut to whole
+    pixels; one without a pixel does not count. "crop_clip" is the published figure, the mean over scenes of the mean over
+    objects; "crop_clip_objects" counts every object alike, and "crop_clip_small", "_medium", "_large" those of a size;
     "crop_clip_cut" is the share of texts that were cut.
 
     Args:
@@ -57,9 +57,7 @@ class CropClip(Metric):
     ) -> None:
         where = f"metric.{self.name}"
         self.sides = check_sides(sides, where=where)
-        self.clip = Clip(
-            model, setting=f"{where}.model", revision=revision, batch_size=batch_size, processor=processor
-        )
+        self.clip = Clip(model, setting=f"{where}.model", revision=revision, batch_size=batch_size, processor=processor)
         self.resamples, self.seed = resamples, seed
 
     def settings(self) -> dict[str, Any]:
@@ -88,8 +86,8 @@ class CropClip(Metric):
             again: Not read.
 
         Returns:
-            B rows with a number for each of the G objects that have a box: "values", NaN where the box holds no pixel; "areas", the
-            share of the picture; "cut", 1 where the text was too long and 0 else.
+            B rows with a number for each of the G objects that have a box: "values", NaN where the box holds no pixel;
+            "areas", the share of the picture; "cut", 1 where the text was too long and 0 else.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.

@@ -20,8 +20,8 @@ class CropPickScore(CropClip):
         seed: Seed of the resampling.
 
     Source:
-        Kirstain et al. 2023, Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation; Cheng et al. 2024, as in
-        `CropClip`.
+        Kirstain et al. 2023, Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation; Cheng et al. 2024,
+        as in `CropClip`.
     """
 
     name = "crop_pick_score"

@@ -1,8 +1,8 @@
 """Average precision and recall of a detector on generated pictures, as COCO's own evaluator counts them.
 
-The boxes that were asked for are the truth, and what a detector finds in the picture is judged by them (GLIGEN's YOLO score). Here
-lives what goes into the evaluator and comes out of it; detectors are in `labelling`. The score of the true pictures is the bound
-that a detector's mistakes set.
+The boxes that were asked for are the truth, and what a detector finds in the picture is judged by them (GLIGEN's YOLO score).
+Here lives what goes into the evaluator and comes out of it; detectors are in `labelling`. The score of the true pictures is
+the bound that a detector's mistakes set.
 
 Legend: G asked boxes of a scene, D detections; I pictures, K labels, T thresholds of IoU, R resamples, P recall points.
 """
@@ -209,7 +209,7 @@ def _annotation(image: int, category: int, box: np.ndarray) -> dict[str, Any]:
 
 
 def _dataset(annotations: list[dict[str, Any]], numbers: dict[str, int], images: int) -> COCO:
-    data = COCO()
+    data: Any = COCO()  # its types ask for fields that the evaluator does not read
     data.dataset = {
         "images": [{"id": image} for image in range(images)],
         "categories": [{"id": number, "name": label} for label, number in numbers.items()],
@@ -258,8 +258,8 @@ def _matches(evaluator: COCOeval, area: int) -> Iterator[_Matches]:
 def curves(matches: _Matches, times: np.ndarray, recalls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall of a label in sets where pictures stand several times or not at all.
 
-    A set with a picture twice has the same curve as one where each of its detections counts twice, so nothing is matched or sorted
-    again.
+    A set with a picture twice has the same curve as one where each of its detections counts twice, so nothing is matched or
+    sorted again.
 
     Args:
         matches: The label's detections.

@@ -81,7 +81,9 @@ def find_words(
     for place, one in enumerate(words):
         asked = sorted(set(one))
         questions += [(place, [word]) for word in asked] if singly else [(place, asked)] * bool(asked)
-    answers = detector([images[place] for place, _ in questions], [asked for _, asked in questions]) if questions else []
+    answers = (
+        detector([images[place] for place, _ in questions], [asked for _, asked in questions]) if questions else []
+    )
     found: list[list[Detections]] = [[] for _ in images]
     for (place, _), answer in zip(questions, answers, strict=True):
         found[place].append(answer)
@@ -94,9 +96,7 @@ def _joined(parts: Sequence[Detections]) -> Detections:
     scores = np.concatenate([np.zeros(0, np.float32), *(one.scores for one in parts)])
     labels = [label for one in parts for label in one.labels]
     order = np.argsort(-scores, kind="stable")
-    return _small(
-        Detections(boxes=boxes[order], scores=scores[order], labels=tuple(labels[place] for place in order))
-    )
+    return _small(Detections(boxes=boxes[order], scores=scores[order], labels=tuple(labels[place] for place in order)))
 
 
 def _small(found: Detections) -> Detections:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of figures over objects, which stand in rows as several numbers each, and the draws for any figure of a set.
+"""Bootstrap intervals of figures over objects, of which a row holds several, and the draws for any figure of a set.
 
 What is drawn again is always the scene, with all of its pictures and objects, because those are not independent. Means of one
 number a scene are in `base.py`.

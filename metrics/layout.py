@@ -1,7 +1,7 @@
 """How well a picture keeps to its layout, by a detector and as two benchmarks count it: COCO-MIG and OverLayBench.
 
-Both measure the IoU of asked and found boxes and differ in how they pair them, in what a failure costs and in what is averaged; each
-class says it exactly. Average precision is in `detection.py`.
+Both measure the IoU of asked and found boxes and differ in how they pair them, in what a failure costs and in what is
+averaged; each class says it exactly. Average precision is in `detection.py`.
 
 Legend: G asked boxes of a scene, D detections, P pairs of overlapping asked boxes.
 """
@@ -56,11 +56,11 @@ class CocoMig(_Layout):
     """COCO-MIG's mIoU and success rates.
 
     Each label of a scene is asked for by itself. An object's IoU is the largest of its box with any box found under its label; a
-    found box may serve several objects. It succeeds where that is 0.5 or more and, with a segmenter and where one of seven colours
-    is asked for, the colour is right: 20 % or more of the pixels of the mask in its asked box lie in the colour's range of HSV. An
-    object in place but of a wrong colour has IoU 0; one out of place keeps its IoU, and its colour is not looked at.
-    "coco_mig_miou" and "coco_mig_success" (the instance success rate) are over objects, all scenes together, and so are those of
-    a level, which is the number of a scene's objects; "coco_mig_placed" is the success rate without colours, and
+    found box may serve several objects. It succeeds where that is 0.5 or more and, with a segmenter and where one of seven
+    colours is asked for, the colour is right: 20 % or more of the pixels of the mask in its asked box lie in the colour's
+    range of HSV. An object in place but of a wrong colour has IoU 0; one out of place keeps its IoU, and its colour is not
+    looked at. "coco_mig_miou" and "coco_mig_success" (the instance success rate) are over objects, all scenes together, and so
+    are those of a level, which is the number of a scene's objects; "coco_mig_placed" is the success rate without colours, and
     "coco_mig_scene_success" the share of scenes all of whose objects succeed.
 
     Published with GroundingDINO Swin-T (thresholds 0.25, NMS 0.8) and SAM ViT-H on pictures brought to 512 px, taking the best of
@@ -116,8 +116,8 @@ class CocoMig(_Layout):
             again: Not read.
 
         Returns:
-            B rows with a number for each of the G objects that have a box: "iou"; "placed" and "success", 0 or 1; "colour", 0 or 1,
-            NaN where it is not looked at; "miou", the IoU that counts; and "all", whether all succeed.
+            B rows with a number for each of the G objects that have a box: "iou"; "placed" and "success", 0 or 1; "colour", 0
+            or 1, NaN where it is not looked at; "miou", the IoU that counts; and "all", whether all succeed.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.
@@ -190,9 +190,9 @@ class OverLayBench(_Layout):
 
     All labels of a scene are asked for at once. Asked and found boxes of a label are paired one to one, greedily from the largest
     IoU down; an object without a partner has IoU 0. "overlay_miou" is the mean over scenes of the mean over a scene's objects.
-    "overlay_o_miou" compares overlaps: for each pair of asked boxes that overlap, the rectangle that both cover with the rectangle
-    that their partners both cover (0 where one has no partner or they do not meet); the mean over pairs, then over scenes with
-    one. "overlay_success" is the share of objects, over all scenes, with an IoU of 0.5 or more.
+    "overlay_o_miou" compares overlaps: for each pair of asked boxes that overlap, the rectangle that both cover with the
+    rectangle that their partners both cover (0 where one has no partner or they do not meet); the mean over pairs, then over
+    scenes with one. "overlay_success" is the share of objects, over all scenes, with an IoU of 0.5 or more.
 
     Published with Qwen2.5-VL-32B as the detector, boxes in whole pixels at 1024 px, and the pairs that the benchmark's
     annotations list; here any detector, boxes as they are, and pairs by their IoU.
@@ -337,8 +337,10 @@ def overlap_ious(boxes: np.ndarray, partners: np.ndarray, *, least: float = 0.0)
     meet = box_math.pairwise_iou(boxes[first], boxes[second]) > least
     first, second = first[meet], second[meet]
     wanted, got = _shared(boxes[first], boxes[second]), _shared(partners[first], partners[second])
-    nothing = np.isnan(got).any(-1) | (got[:, 2:] <= got[:, :2]).any(-1)
-    return np.where(nothing, 0.0, box_math.pairwise_iou(wanted, np.where(nothing[:, None], 0.0, got)))
+    something = np.all(got[:, 2:] > got[:, :2], axis=-1)  # NaN is not
+    overlaps = np.zeros(len(first))
+    overlaps[something] = box_math.pairwise_iou(wanted[something], got[something])
+    return overlaps
 
 
 def with_failures(values: dict[str, Value], rows: Sequence[Row]) -> dict[str, Value]:

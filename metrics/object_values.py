@@ -32,7 +32,9 @@ def check_sides(sides: Sequence[float], *, where: str) -> tuple[float, float]:
         ValueError: They are not two rising numbers.
     """
     if len(sides) != 2 or not 0 < sides[0] < sides[1]:
-        raise ValueError(f"{where}.sides={list(sides)}: no two rising sides; give such as [32, 96], px of a 512 picture")
+        raise ValueError(
+            f"{where}.sides={list(sides)}: no two rising sides; give such as [32, 96], px of a 512 picture"
+        )
     return sides[0], sides[1]
 
 

@@ -71,8 +71,8 @@ class SamIou(Metric):
             again: Not read.
 
         Returns:
-            B rows with a number for each of the G objects that have a box: "values"; "scores", the segmenter's; "areas", the share
-            of the picture.
+            B rows with a number for each of the G objects that have a box: "values"; "scores", the segmenter's; "areas", the
+            share of the picture.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.
