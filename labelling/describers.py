@@ -107,7 +107,7 @@ class QwenVL(_Generating):
 
     Args:
         prompt: As in `_Generating`.
-        settings: As in `_Generating`.
+        **settings: As in `_Generating`.
     """
 
     def __init__(self, *, prompt: str = PROMPT, **settings: Any) -> None:
@@ -130,7 +130,7 @@ class Blip2(_Generating):
     """BLIP-2: a caption of the picture; a prompt is what the caption goes on from.
 
     Args:
-        settings: As in `_Generating`.
+        **settings: As in `_Generating`.
     """
 
     def inputs_of(self, pictures: list[Image.Image], prompts: list[str]) -> Any:
@@ -149,7 +149,7 @@ class Florence2(_Generating):
 
     Args:
         prompt: The task: <CAPTION>, <DETAILED_CAPTION> or <MORE_DETAILED_CAPTION>.
-        settings: As in `_Generating`.
+        **settings: As in `_Generating`.
 
     Raises:
         ValueError: It is another task, or a setting is out of its range.

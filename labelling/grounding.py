@@ -170,7 +170,7 @@ class GroundingDino(_OpenDetector):
         labels: "asked": the asked text as it was given; "tokens": of that text, the words that are surer than
             `text_threshold`, as IGLIGEN's phrases were made of whole captions.
         short_side: Px to which the short side of pictures is brought; null for the model's own.
-        settings: As in `_OpenDetector`.
+        **settings: As in `_OpenDetector`.
 
     Raises:
         ValueError: A number is out of its range, or the form of labels unknown.
@@ -282,7 +282,7 @@ class Owlv2(_OpenDetector):
 
     Args:
         template: The text for what is asked, with {} in its place.
-        settings: As in `_OpenDetector`.
+        **settings: As in `_OpenDetector`.
 
     Raises:
         ValueError: The template has no place for it, or a number is out of its range.
@@ -326,7 +326,8 @@ class Owlv2(_OpenDetector):
             sure = scores[row].sigmoid()
             kept = (sure > self.box_threshold).nonzero()[:, 0]
             tags = asked[question.picture]
-            labels = [tags[question.asked[place]] for place in surest[row][kept].tolist()]
+            places: list[int] = surest[row][kept].tolist()
+            labels = [tags[question.asked[place]] for place in places]
             found.append(_Found(boxes=boxes[row][kept], scores=sure[kept], labels=labels))
         return found
 

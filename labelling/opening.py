@@ -90,7 +90,7 @@ class Pretrained(Part):
 
         Args:
             kind: An Auto class of transformers.
-            more: Further arguments of its `from_pretrained`.
+            **more: Further arguments of its `from_pretrained`.
 
         Returns:
             A model, a processor or a tokenizer.

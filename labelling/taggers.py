@@ -185,7 +185,7 @@ class _ScoringTagger(Pretrained, Tagger):
 
     def likely(self, probabilities: torch.Tensor, words: Sequence[str]) -> list[str]:
         """The words of a picture with probabilities (K,), the likeliest first, without repetition."""
-        order = probabilities.float().argsort(descending=True, stable=True).tolist()
+        order: list[int] = probabilities.float().argsort(descending=True, stable=True).tolist()
         sure = [words[place] for place in order if probabilities[place] > self.threshold]
         return list(dict.fromkeys(sure))[: self.most]
 
@@ -194,7 +194,7 @@ class ClassifierTagger(_ScoringTagger):
     """An image classifier of transformers: its own classes that are likely.
 
     Args:
-        settings: As in `_ScoringTagger`.
+        **settings: As in `_ScoringTagger`.
     """
 
     def _open(self) -> torch.nn.Module:
@@ -225,7 +225,7 @@ class ZeroShotTagger(_ScoringTagger):
         words: The words.
         file: A text file with a word on each line, in place of `words`.
         template: The text for a word, with {} in its place.
-        settings: As in `_ScoringTagger`.
+        **settings: As in `_ScoringTagger`.
 
     Raises:
         ValueError: There is no word, the template has no place for it, or a number is out of its range.

@@ -78,8 +78,8 @@ class Label(Stage):
     """Scenes with the objects that a chain of models finds, in place of those they had.
 
     Args:
-        tagger: Names what is in a picture; null for a detector with a list of its own.
-        detector: Finds it.
+        detector: Finds what is in a picture.
+        tagger: Names what is to be found; null for a detector with a list of its own.
         segmenter: Outlines it; null for no masks.
         describer: Describes each box's part of the picture; null for no descriptions.
         memory: "one": each part in turn works on the whole shard, alone on the device; "all": all parts are on the device at

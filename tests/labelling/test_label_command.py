@@ -73,7 +73,7 @@ def label(preset, shards, out, *more):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    return write_shards(Shapes(count=5, size=48), tmp_path_factory.mktemp("data") / "shapes", shard_size=3)
+    return write_shards(Shapes(count=5, size=64), tmp_path_factory.mktemp("data") / "shapes", shard_size=3)
 
 
 def test_the_published_chains_run(shards, tmp_path, grounding_dino, segmenter_of, describer_of, capsys):
@@ -99,7 +99,7 @@ def test_the_published_chains_run(shards, tmp_path, grounding_dino, segmenter_of
         for item in scene.objects:
             assert item.phrase in ("red circle", "blue square", "dog")
             assert item.description
-            assert item.mask is None or decode(item.mask).shape == (48, 48)
+            assert item.mask is None or decode(item.mask).shape == (64, 64)
         told = scene.provenance["labelling"]
         assert told["detector"]["model"] == grounding_dino
         assert told["detector"]["box_threshold"] == 0.05
@@ -129,7 +129,7 @@ def test_igligens_chain_runs(shards, tmp_path, grounding_dino):
     assert captions
     for number, caption in captions.items():
         record = made[number]
-        assert record.image.shape == (48, 48, 3)
+        assert record.image.shape == (64, 64, 3)
         for item in record.scene.objects:
             assert item.score > 0.2
             assert item.phrase
