@@ -97,7 +97,7 @@ class ClipScore(SceneMetric):
             again: Not read.
 
         Returns:
-            B rows: "scene", "clip_score" in [0, 100], and "clip_score_long_captions", 1 where the caption was too long and 0 else.
+            B rows: "scene", "clip_score" in [0, 100], and "clip_score_long_captions", 1 for a caption that was too long.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.

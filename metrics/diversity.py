@@ -23,7 +23,7 @@ _SMALLEST = 63  # px; AlexNet leaves nothing of smaller pictures
 
 
 class Diversity(Metric):
-    """`diversity_lpips`: the mean distance over scenes, 0 where both pictures are the same.
+    """`diversity`: the mean LPIPS over scenes, 0 where both pictures are the same; here more is better.
 
     Pictures are compared at their own size, which the figure depends on.
 
@@ -103,7 +103,7 @@ class Diversity(Metric):
             again: B pictures of the same Scenes from another seed, each of its partner's size.
 
         Returns:
-            B rows: "scene" and "diversity_lpips"; "failure" where the pair's sizes differ or are too small for AlexNet.
+            B rows: "scene" and "diversity"; "failure" where the pair's sizes differ or are too small for AlexNet.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.
@@ -112,8 +112,7 @@ class Diversity(Metric):
 
         check_images(images, scenes)
         check_images(again, scenes)
-        if self.network is None:
-            self.to("cpu")
+        network = self.to("cpu").network if self.network is None else self.network
         rows: list[Row] = [{"scene": scene.id} for scene in scenes]
         good = []
         for place, (one, other) in enumerate(zip(images, again, strict=True)):
@@ -134,9 +133,9 @@ class Diversity(Metric):
                 for side in (images, again)
             )
             with torch.inference_mode():
-                distances = self.network(*sides).flatten().tolist()
+                distances = network(*sides).flatten().tolist()
             for place, distance in zip(places, distances, strict=True):
-                rows[place]["diversity_lpips"] = distance
+                rows[place]["diversity"] = distance
         return rows
 
     def compute(self, rows: Sequence[Row], *, true: Sequence[Row] = ()) -> dict[str, Value]:
@@ -147,15 +146,15 @@ class Diversity(Metric):
             true: Not read.
 
         Returns:
-            "diversity_lpips".
+            "diversity".
         """
-        distances = (row.get("diversity_lpips") for row in rows)
+        distances = (row.get("diversity") for row in rows)
         value = bootstrap_interval(distances, resamples=self.resamples, seed=self.seed)
-        return {"diversity_lpips": replace(value, failed=sum("failure" in row for row in rows))}
+        return {"diversity": replace(value, failed=sum("failure" in row for row in rows))}
 
 
 def _lpips(path: Path) -> Any:
-    """torchmetrics' network with AlexNet's weights from a file in torchvision's form."""
+    """The network of torchmetrics with AlexNet's weights from a file in torchvision's form."""
     import torch
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 

@@ -215,8 +215,15 @@ class FID(Metric):
         mine = _stacked(rows, places)
         fid, kid = self._against(mine, reference) if reference else self._paired(mine, _stacked(true, places))
         values = {names[0]: fid} if kid is None else dict(zip(names, (fid, kid), strict=True))
+        floors = {names[0]: 0.0, names[1]: -math.inf}  # KID, being unbiased, may be below 0
         return {
-            name: Value(mean=mean, low=mean - half, high=mean + half, count=len(places), failed=failed)
+            name: Value(
+                mean=mean,
+                low=min(mean, max(floors[name], mean - half)),
+                high=mean + half,
+                count=len(places),
+                failed=failed,
+            )
             for name, (mean, half) in values.items()
         }
 

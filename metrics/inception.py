@@ -212,7 +212,7 @@ def _resizer(form: str) -> Callable[[np.ndarray], Tensor]:
     with quiet():  # it would switch warnings off for the whole process
         resize = build_resizer(form)
     if form == "legacy_pytorch":
-        return lambda image: planes(resize(image)) / 255
+        return lambda image: planes(resize(image.copy())) / 255  # torch warns of arrays that cannot be written to
     return lambda image: planes(resize(image))
 
 

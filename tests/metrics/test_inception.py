@@ -31,7 +31,7 @@ def network(torchscript, state_dict):
 @pytest.fixture(scope="module")
 def folder(pictures, tmp_path_factory):
     made = tmp_path_factory.mktemp("pictures")
-    for place, picture in enumerate(pictures(4)):
+    for place, picture in enumerate(pictures(3)):
         Image.fromarray(picture).save(made / f"{place}.png")
     return made
 
@@ -44,14 +44,16 @@ def test_features_are_those_of_clean_fid(network, pictures, folder, form, torchs
     stored = torch.load(state_dict, weights_only=True)
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: stored)
     opened = features.InceptionV3W
-    monkeypatch.setattr(features, "InceptionV3W", lambda path, download, **given: opened(torchscript.parent, False, **given))
+    monkeypatch.setattr(
+        features, "InceptionV3W", lambda path, download, **given: opened(torchscript.parent, False, **given)
+    )
     with quiet():
         model = features.build_feature_extractor(form, torch.device("cpu"), use_dataparallel=False)
         theirs = fid.get_folder_features(
             str(folder), model, num_workers=0, batch_size=2, device=torch.device("cpu"), mode=form, verbose=False
         )
-    mine = network(form).features(pictures(4))
-    assert mine.shape == (4, 2048)
+    mine = network(form).features(pictures(3))
+    assert mine.shape == (3, 2048)
     assert mine.dtype == np.float32
     np.testing.assert_allclose(mine, theirs, atol=1e-4 * theirs.std(), rtol=0)
     assert theirs.std(axis=0).max() > 1e-3  # pictures are told apart
@@ -128,7 +130,10 @@ def test_loading_leaves_warnings_as_they_were(torchscript, pictures):
 
 
 def test_settings_name_the_weights_by_hash(torchscript, state_dict):
-    scripted, stored = Inception("clean", weights=torchscript).settings(), Inception("laion_sg", weights=state_dict).settings()
+    scripted, stored = (
+        Inception("clean", weights=torchscript).settings(),
+        Inception("laion_sg", weights=state_dict).settings(),
+    )
     assert scripted["sha256"] != stored["sha256"]
     assert len(scripted["sha256"]) == 64
 
