@@ -68,6 +68,11 @@ class Tagger(Part):
 class Detector(Part):
     """Finds things in pictures: those of its own list, or those that it is asked for."""
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The words of a detector with a list of its own; None for one that finds what it is asked for."""
+        return None
+
     @abstractmethod
     def __call__(
         self, pictures: Sequence[np.ndarray], asked: Sequence[Sequence[str]] | None = None
@@ -92,6 +97,12 @@ class Segmenter(Part):
     @abstractmethod
     def __call__(self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """For each of B pictures (H, W, 3) uint8 RGB with its N boxes (N, 4) xyxy in [0, 1] the masks (N, H, W) bool."""
+
+    def with_scores(
+        self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The masks (N, H, W) of each picture with how good the segmenter thinks them, (N,) in [0, 1]: 1 if it says nothing."""
+        return [(masks, np.ones(len(masks), np.float32)) for masks in self(pictures, boxes)]
 
 
 class Describer(Part):

@@ -53,23 +53,30 @@ class Sam(Pretrained, Segmenter):
         self._processor = self.opened(AutoProcessor)
         return self.opened_model(AutoModelForMaskGeneration)
 
-    @torch.inference_mode()
     def __call__(self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As in `Segmenter`."""
+        return [masks for masks, _ in self.with_scores(pictures, boxes)]
+
+    @torch.inference_mode()
+    def with_scores(
+        self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As in `Segmenter`; the scores are the IoU that the model expects of its masks, cut to [0, 1]."""
         return [self._masks(picture, each) for picture, each in zip(pictures, boxes, strict=True)]
 
-    def _masks(self, picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Masks (N, H, W) of a picture."""
+    def _masks(self, picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (N, H, W) of a picture and their scores (N,)."""
         height, width = picture.shape[:2]
         if not len(boxes):
-            return np.zeros((0, height, width), bool)
+            return np.zeros((0, height, width), bool), np.zeros(0, np.float32)
         model: Any = self.model
         corners = np.asarray(boxes, np.float64) * [width, height, width, height]
         seen = self._processor(images=as_pillow(picture), input_boxes=[corners.tolist()], return_tensors="pt")
         sizes = [seen.pop(name) for name in ("original_sizes", "reshaped_input_sizes") if name in seen]
-        logits = model(**self.inputs(seen), multimask_output=False).pred_masks[0].float()  # (N, 1, h, w)
+        found = model(**self.inputs(seen), multimask_output=False)
+        logits, scores = found.pred_masks[0].float(), found.iou_scores[0, :, 0].float()  # (N, 1, h, w), (N,)
         parts = [
             self._processor.post_process_masks([few], *sizes, mask_threshold=self.mask_threshold)[0]
             for few in logits.split(self.batch_size)
         ]
-        return torch.cat([part.cpu() for part in parts])[:, 0].bool().numpy()
+        return torch.cat([part.cpu() for part in parts])[:, 0].bool().numpy(), scores.clip(0, 1).cpu().numpy()

@@ -25,15 +25,25 @@ class Clip:
         setting: What `model` is called in the configuration.
         revision: Of the hub's repository.
         batch_size: Pictures or texts that go through at once.
+        processor: Hub name or local folder of tokenizer and preprocessing, where they do not lie with the model.
 
     Raises:
         ValueError: A batch size below 1.
     """
 
-    def __init__(self, model: str, *, setting: str, revision: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        setting: str,
+        revision: str | None = None,
+        batch_size: int = 32,
+        processor: str | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} is too few; give 1 or more")
         self.name, self.setting, self.revision, self.batch_size = model, setting, revision, batch_size
+        self.processor_name = processor
         self.model: Any = None
         self.device: Any = "cpu"
 
@@ -57,8 +67,12 @@ class Clip:
             from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
             given = {"setting": self.setting, "revision": self.revision}
-            self.processor = pretrained(CLIPImageProcessorPil.from_pretrained, self.name, **given)
-            self.tokenizer = pretrained(CLIPTokenizer.from_pretrained, self.name, **given)
+            beside = given
+            if self.processor_name is not None:
+                beside = {"setting": f"{self.setting.rpartition('.')[0]}.processor"}
+            source = self.processor_name or self.name
+            self.processor = pretrained(CLIPImageProcessorPil.from_pretrained, source, **beside)
+            self.tokenizer = pretrained(CLIPTokenizer.from_pretrained, source, **beside)
             self.model = pretrained(CLIPModel.from_pretrained, self.name, **given).float().eval()
         self.model.to(device)
         self.device = device

@@ -1,13 +1,12 @@
-"""COCO: instances, captions and, if asked for, stuff, as their JSON files are published; and the published choices of pictures.
+"""COCO: instances, captions and, if asked for, stuff, as their JSON files are published.
 
-Boxes are in the frame of the whole picture, and crops are training's. Detections on COCO's pictures are in
-``gligen_coco.py``.
+Boxes are in the frame of the whole picture, and crops are training's. The published choices of pictures are in
+``scenes/filters.py``, detections on COCO's pictures in ``gligen_coco.py``.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +16,12 @@ from PIL import Image, ImageDraw
 from datamodules.sources.base import Content, LeftOut
 from datamodules.sources.files import FileSource, Picture, SampleError, existing, value_of
 from scenes import Frame, Scene, boxes
+from scenes.filters import FILTERS
 from scenes.masks import encode
 
 PERSON = 1  # COCO's category
 OUTSIDE = "pictures outside the filter"
 OTHER = 183  # "other" of COCO-stuff: whatever is no stuff, which no published system trains on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filter:
-    """A published choice of pictures and objects.
-
-    Attributes:
-        stuff: Whether stuff counts.
-        min_area: Objects whose box covers less than this share of the picture do not count and go.
-        min_objects: Fewest objects that are left.
-        max_objects: Most objects that are left.
-        max_persons: Most persons, counted before `min_area`; None for any number.
-        scenes: Pictures that the publishers count in a split.
-    """
-
-    stuff: bool
-    min_area: float
-    min_objects: int
-    max_objects: int
-    max_persons: int | None = None
-    scenes: dict[str, int] = field(default_factory=dict)
-
-
-# LAMA's and LayoutDiffusion's, CreatiLayout's, and what the rich-context system trains on. All leave crowds out.
-FILTERS = {
-    "lama": Filter(stuff=True, min_area=0.02, min_objects=3, max_objects=8, scenes={"val2017": 3097}),
-    "creatilayout": Filter(
-        stuff=False,
-        min_area=0.02,
-        min_objects=2,
-        max_objects=10,
-        max_persons=3,
-        scenes={"train2017": 61002, "val2017": 2565},
-    ),
-    "rich_context": Filter(stuff=True, min_area=0.01, min_objects=1, max_objects=30),
-}
 
 
 class Coco(FileSource):
@@ -166,7 +130,7 @@ class Coco(FileSource):
             ]
         placed = boxes.normalise(boxes.to_xyxy(rows, "xywh"), size)
         objects = self.objects(where, [item["label"] for item in items], placed, details=details)
-        if self._filter is not None and not self._wanted(len(objects), persons):
+        if self._filter is not None and not self._filter.wants(objects=len(objects), persons=persons):
             return OUTSIDE
         picture = Picture.open(self._folder / file, where)
         if picture.size != size:
@@ -184,12 +148,6 @@ class Coco(FileSource):
             provenance={"captions": captions} if captions else {},
         )
         return self.stored(scene, picture)
-
-    def _wanted(self, objects: int, persons: int) -> bool:
-        rule = self._filter
-        assert rule is not None
-        few_persons = rule.max_persons is None or persons <= rule.max_persons
-        return few_persons and rule.min_objects <= objects <= rule.max_objects
 
     def _item(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         """What is used of an annotation: box xywh px, label, is_crowd, segmentation."""

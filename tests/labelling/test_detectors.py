@@ -1,0 +1,285 @@
+"""Closed detectors: decoding against loops written out, real photographs, a tiny DETR saved and opened by the real code."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrImageProcessor,
+    RTDetrResNetConfig,
+)
+
+from labelling.coco_names import COCO_NAMES
+from labelling.detectors import HubDetector, OnnxDetector, letterbox, read_names, read_yolov8, read_yolox
+from labelling.parts import PartMissing
+
+SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared"))
+YOLOX = SHARED / "models" / "yolox_nano.onnx"
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def detr_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detr")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = DetrConfig(
+            backbone_config=ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 8, 8, 16],
+                depths=[1, 1, 1, 1],
+                out_features=["stage4"],
+            ),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            num_queries=12,
+            id2label={0: "N/A", 1: "person", 2: "cat", 3: "dog"},
+            label2id={"N/A": 0, "person": 1, "cat": 2, "dog": 3},
+        )
+        DetrForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rtdetr_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rtdetr")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = RTDetrResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        )
+        config = RTDetrConfig(
+            backbone_config=backbone,
+            encoder_hidden_dim=16,
+            encoder_in_channels=[8, 16, 16],
+            encoder_ffn_dim=16,
+            encoder_attention_heads=2,
+            d_model=16,
+            num_queries=10,
+            decoder_in_channels=[16, 16, 16],
+            decoder_ffn_dim=16,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            num_labels=3,
+        )
+        RTDetrForObjectDetection(config).save_pretrained(folder)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def same(one, other, tolerance=1e-5):
+    assert one.labels == other.labels
+    assert one.boxes == pytest.approx(other.boxes, abs=tolerance)
+    assert one.scores == pytest.approx(other.scores, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["detr", "rtdetr"])
+def test_a_detector_of_transformers_opens_from_a_folder(kind, request):
+    folder = request.getfixturevalue(f"{kind}_folder")
+    names = None if kind == "detr" else ["person", "cat", "dog"]
+    detector = HubDetector(model=str(folder), names=names, threshold=0.0, batch_size=2).to("cpu")
+    assert detector.names == ("person", "cat", "dog")
+    pictures = [noise(50, 70), noise(60, 60, 1), noise(50, 70, 2), noise(50, 70, 3)]
+    found = detector(pictures)
+    assert max(len(one.labels) for one in found) > 0
+    for one in found:
+        assert one.boxes.shape == (len(one.labels), 4)
+        assert one.boxes.dtype == one.scores.dtype == np.float32
+        assert ((one.boxes >= 0) & (one.boxes <= 1)).all()
+        assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
+        assert (np.diff(one.scores) <= 0).all()
+        assert set(one.labels) <= {"person", "cat", "dog"}
+    for picture, one in zip(pictures, found, strict=True):
+        same(detector([picture])[0], one)
+
+
+def test_detr_is_decoded_as_its_paper_says(detr_folder):
+    detector = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")
+    picture = noise(48, 96)
+    found = detector([picture])[0]
+    network = DetrForObjectDetection.from_pretrained(detr_folder).eval()
+    with torch.no_grad():
+        out = network(**DetrImageProcessor.from_pretrained(detr_folder)(images=[picture], return_tensors="pt"))
+    scores = out.logits[0].softmax(-1)[:, :-1]
+    best = [(s.max().item(), s.argmax().item(), box) for s, box in zip(scores, out.pred_boxes[0], strict=True)]
+    best = sorted((one for one in best if one[1] != 0), key=lambda one: -one[0])  # 0 is no class
+    assert len(best) == len(found.labels) > 0
+    for (score, number, box), got, got_score, label in zip(best, found.boxes, found.scores, found.labels, strict=True):
+        cx, cy, w, h = box.tolist()
+        assert got == pytest.approx(np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, 1), abs=1e-4)
+        assert (float(got_score), label) == (
+            pytest.approx(score, abs=1e-5),
+            {1: "person", 2: "cat", 3: "dog"}[number],
+        )
+
+
+def test_asked_for_some_classes_it_gives_those_alone(detr_folder):
+    detector = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")
+    pictures = [noise(50, 70), noise(60, 60, 1)]
+    everything = detector(pictures)
+    label = everything[0].labels[0]
+    some = detector(pictures, [[label], []])
+    kept = [place for place, one in enumerate(everything[0].labels) if one == label]
+    assert some[0].boxes == pytest.approx(everything[0].boxes[kept])
+    assert some[1].labels == ()
+    with pytest.raises(ValueError, match="detector: 'zebra' is not among the 3 names"):
+        detector(pictures, [["zebra"], []])
+
+
+def test_top_and_threshold_leave_the_most_certain(detr_folder):
+    pictures = [noise(50, 70)]
+    everything = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")(pictures)[0]
+    best = HubDetector(model=str(detr_folder), threshold=0.0, top=2).to("cpu")(pictures)[0]
+    assert best.scores == pytest.approx(everything.scores[:2])
+    above = HubDetector(model=str(detr_folder), threshold=float(everything.scores[2])).to("cpu")(pictures)[0]
+    assert len(above.labels) == 3
+
+
+def test_what_is_not_there_is_named(detr_folder, tmp_path):
+    with pytest.raises(PartMissing, match="detector.model=.*nowhere: cannot be opened"):
+        HubDetector(model=str(tmp_path / "nowhere")).to("cpu")
+    with pytest.raises(PartMissing, match="not loaded yet"):
+        HubDetector(model=str(detr_folder))([noise(8, 8)])
+    with pytest.raises(ValueError, match="detector.names: 2 names for the 4 classes"):
+        HubDetector(model=str(detr_folder), names=["a", "b"]).to("cpu")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"nothing of the kind")
+    with pytest.raises(PartMissing, match="detector.file=.*broken.onnx: not an ONNX network"):
+        OnnxDetector(file=str(broken), form="yolox").to("cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.5}, "detector.threshold=1.5"),
+        ({"top": 0}, "detector.top=0"),
+        ({"form": "yolov5"}, "detector.form=yolov5"),
+        ({"overlap": 0.0}, "detector.overlap=0.0"),
+        ({"names": "no_such_file.txt"}, "detector.names=no_such_file.txt"),
+        ({"names": []}, "detector.names: no names"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OnnxDetector(**{"file": "x.onnx", "form": "yolox"} | settings)
+
+
+def test_names_come_from_a_file_a_list_or_coco(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog \n")
+    assert read_names(str(tmp_path / "names.txt")) == read_names(["cat", "dog"]) == ("cat", "dog")
+    assert read_names("coco") == COCO_NAMES
+    assert len(set(COCO_NAMES)) == 80
+
+
+def test_yolox_is_decoded_place_by_place():
+    side, classes = 64, 3
+    output = torch.randn(2, 64 + 16 + 4, 5 + classes, generator=torch.Generator().manual_seed(0)).sigmoid()
+    boxes, scores = read_yolox(output, side=side, classes=classes)
+    place = 0
+    for stride in (8, 16, 32):
+        for row in range(side // stride):
+            for column in range(side // stride):
+                x, y, w, h, there = output[1, place, :5].tolist()
+                cx, cy = (x + column) * stride, (y + row) * stride
+                w, h = np.exp(w) * stride, np.exp(h) * stride
+                expected = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+                assert boxes[1, place].tolist() == pytest.approx(expected, rel=1e-5)
+                assert scores[1, place].tolist() == pytest.approx((there * output[1, place, 5:]).tolist(), rel=1e-5)
+                place += 1
+    with pytest.raises(ValueError, match=r"detector.form=yolox: the network gives \(2, 84, 8\) and not \(B, 21, 8\)"):
+        read_yolox(output, side=32, classes=classes)
+
+
+def test_yolov8_is_decoded():
+    output = torch.rand(1, 4 + 2, 21, generator=torch.Generator().manual_seed(0))
+    output[0, :, 5] = torch.tensor([10.0, 20.0, 4.0, 6.0, 0.1, 0.9])
+    boxes, scores = read_yolov8(output, side=32, classes=2)
+    assert boxes[0, 5].tolist() == [8, 17, 12, 23]
+    assert scores[0, 5].tolist() == pytest.approx([0.1, 0.9])
+    with pytest.raises(ValueError, match="detector.form=yolov8"):
+        read_yolov8(output.mT, side=32, classes=2)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("size", [(40, 100), (90, 30), (32, 32)])
+def test_the_square_holds_the_picture_and_gives_its_boxes_back(size, centred):
+    height, width = size
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 2 :, width // 2 :] = (255, 0, 128)
+    square, back = letterbox(picture, 64, centred=centred)
+    assert square.shape == (3, 64, 64)
+    rows, columns = torch.nonzero(square[0] == 255, as_tuple=True)
+    box = torch.tensor([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]).float()
+    assert back(box)[0].tolist() == pytest.approx([width / 2, height / 2, width, height], abs=1.5 * max(size) / 64)
+    grey = (square == 114).all(0)
+    scaled = min(64 / height, 64 / width)
+    whole = round if centred else int  # as each family counts pixels
+    assert grey.sum().item() == 64 * 64 - whole(height * scaled) * whole(width * scaled)
+    if height != width:
+        assert grey[0, 0].item() == centred  # beside the picture, or at its corner
+
+
+def photographs(count):
+    folder = SHARED / "samples" / "coco" / "train2017"
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.jpg"))[:count]]
+
+
+real = pytest.mark.skipif(
+    not YOLOX.exists(), reason="the photographs and the detector are not here; set SCENOGRAPH_SHARED to their folder"
+)
+
+
+@real
+def test_real_photographs_give_the_same_in_any_batch():
+    detector = OnnxDetector(file=str(YOLOX), form="yolox").to("cpu")
+    pictures = photographs(4)
+    together = detector(pictures)
+    assert detector.side == 416
+    assert sum(score > 0.5 for one in together for score in one.scores) >= 4
+    for picture, one in zip(pictures, together, strict=True):
+        same(detector([picture])[0], one)
+    settings = detector.settings()
+    assert (settings["file"], len(settings["sha256"]), settings["names"]) == ("yolox_nano.onnx", 64, 80)
+
+
+@real
+def test_a_mirrored_photograph_gives_mirrored_boxes():
+    detector = OnnxDetector(file=str(YOLOX), form="yolox", threshold=0.5).to("cpu")
+    distances = []
+    for picture in photographs(3):
+        one, other = detector([picture])[0], detector([np.ascontiguousarray(picture[:, ::-1])])[0]
+        for box, label in zip(one.boxes, one.labels, strict=True):
+            mirrored = np.array([1 - box[2], box[1], 1 - box[0], box[3]])
+            same_label = [b for b, name in zip(other.boxes, other.labels, strict=True) if name == label]
+            distances.append(min((np.abs(b - mirrored).max() for b in same_label), default=1.0))
+    assert len(distances) >= 3
+    assert np.median(distances) < 0.05
+
+
+@real
+def test_another_form_than_the_files_is_refused():
+    detector = OnnxDetector(file=str(YOLOX), form="yolov8").to("cpu")
+    with pytest.raises(ValueError, match="detector.form=yolov8: the network gives"):
+        detector(photographs(1))
