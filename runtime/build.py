@@ -7,6 +7,7 @@ checked by the classes themselves. torch is imported inside, so that a misspelt 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,8 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
 
     node = cfg.trainer
     torch.set_float32_matmul_precision(node.matmul)
+    # where SLURM is installed Lightning tells every plain process to use it
+    warnings.filterwarnings("ignore", message=".*srun.* is not used")
     return pl.Trainer(
         accelerator=node.accelerator,
         devices=node.devices,

@@ -167,6 +167,8 @@ def check_values(cfg: DictConfig) -> None:
             OmegaConf.to_object(OmegaConf.merge(DataCommon, common))
     except OmegaConfBaseException as error:
         raise ConfigError(f"data.{error.full_key}: {reason(error)}") from error
+    except ValueError as error:  # what a typed node says of its own values
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
