@@ -12,11 +12,13 @@ import hashlib
 import os
 import socket
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"
+_SILENT = 3600  # s without a change after which another machine's half file is given up
 
 
 class Folder(ABC):
@@ -64,15 +66,19 @@ class Folder(ABC):
         """Gives a file of this machine with the content of a file, to be read within the block."""
 
     @abstractmethod
-    def writing(self, name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[Path]:
+    def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """Gives a file of this machine to write to; when the block ends well it takes the name, whole, in place of any other.
 
-        Where others may write the same file at the same time it is `shared`; else what they left is taken for a killed writer's.
+        Several processes may write the same file at the same time, if all write the same.
         """
 
-    def write(self, name: str, content: bytes, *, shared: bool = False) -> None:
-        """Writes a small file, all of it or nothing; `shared` as in `writing`."""
-        with self.writing(name, shared=shared) as path:
+    def sweep(self) -> None:
+        """Removes what killed writers left, where the folder is finished; nothing where that is never seen."""
+        return
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small file, all of it or nothing."""
+        with self.writing(name) as path:
             path.write_bytes(content)
 
 
@@ -152,27 +158,36 @@ class LocalFolder(Folder):
         """
         yield self.path / name
 
+    def sweep(self) -> None:
+        """As `Folder`."""
+        for left in self.path.glob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
+
     @contextlib.contextmanager
-    def writing(self, name: str, *, shared: bool = False) -> Iterator[Path]:
+    def writing(self, name: str) -> Iterator[Path]:
         """As `Folder`: beside its place, handed to the disk and renamed; what killed writers of the same file left goes.
 
         Args:
             name: The file.
-            shared: Whether others may be writing it too.
 
         Yields:
             The path to write to.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".{name}.*{PARTIAL}"):
-            if not shared or _is_of_the_dead(left):
+            if _is_of_the_dead(left):
                 left.unlink(missing_ok=True)
         path = self.path / f".{name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
         try:
             yield path
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, self.path / name)
+            try:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, self.path / name)
+            except FileNotFoundError:
+                # Another process has finished the same file, and swept.
+                if not self.has(name):
+                    raise
         finally:
             path.unlink(missing_ok=True)
 
@@ -250,12 +265,11 @@ class RemoteFolder(Folder):
             yield path
 
     @contextlib.contextmanager
-    def writing(self, name: str, *, shared: bool = False) -> Iterator[Path]:
+    def writing(self, name: str) -> Iterator[Path]:
         """As `Folder`: it is sent when it is whole, and object stores show what is sent when all of it is there.
 
         Args:
             name: The file.
-            shared: Means nothing here.
 
         Yields:
             The path to write to.
@@ -277,13 +291,13 @@ def _temporary(name: str) -> Iterator[Path]:
 
 
 def _is_of_the_dead(left: Path) -> bool:
-    """Whether a process of this machine that is no more was writing a file."""
+    """Whether nobody is writing a file any more: its process is gone, or, on another machine, has long been silent."""
     host, _, process = left.name.removesuffix(PARTIAL).rpartition("-")
-    if not host.endswith(f".{socket.gethostname()}") or not process.isdecimal():
-        return False
     try:
+        if not host.endswith(f".{socket.gethostname()}") or not process.isdecimal():
+            return time.time() - left.stat().st_mtime > _SILENT
         os.kill(int(process), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):
         return True
     except PermissionError:
         return False

@@ -344,7 +344,8 @@ class _Engine:
         content = _json(index)
         with _writing_to(self.out):
             if not (self.out.has(INDEX) and self.out.read(INDEX) == content):
-                self.out.write(INDEX, content, shared=True)
+                self.out.write(INDEX, content)
+            self.out.sweep()
         return index
 
 
@@ -424,7 +425,7 @@ def _claim(work: Work, out: Folder) -> None:
             raise ShardError(
                 f"out={out}: is there already, and is no unfinished work; choose another folder or remove it first"
             )
-        out.write(MANIFEST, _json({**work.manifest, "project": project_version()}), shared=True)
+        out.write(MANIFEST, _json({**work.manifest, "project": project_version()}))
     try:
         begun = json.loads(out.read(MANIFEST))
         begun.pop("project")

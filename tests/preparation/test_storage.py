@@ -95,10 +95,15 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
     )
     for path in (dead, alive, elsewhere):
         path.write_bytes(b"half")
-    folder.write("a", b"one", shared=True)
+    folder.write("a", b"one")
     assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
+    os.utime(elsewhere, (0, 0))
     folder.write("a", b"two")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (alive.exists(), elsewhere.exists()) == (True, False)
+    with folder.writing("a") as path:
+        path.write_bytes(b"three")
+        folder_at(tmp_path).sweep()  # another process has ended the same work
+    assert ([path.name for path in tmp_path.iterdir()], folder.read("a")) == (["a"], b"two")
 
 
 @everywhere
