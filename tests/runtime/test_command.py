@@ -191,7 +191,6 @@ def test_a_task_chooses_its_stage_in_a_sweep_too(call: Call, flags: tuple[str, .
 def test_every_launcher_composes_with_a_task(call: Call) -> None:
     for launcher in ("submitit_local", "submitit_slurm"):
         words = (
-            "-m",
             f"hydra/launcher={launcher}",
             "hydra.launcher.tasks_per_node=2",
             "task=filter",
