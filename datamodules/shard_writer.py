@@ -90,8 +90,8 @@ def write_shards(
                 for scene, content in itertools.chain([first], chunk):
                     # Encoding is not under the guard of the disk: a source's own OSError is not ours to
                     # explain.
-                    sample = encode_sample(scene, content, picture_format, source.latent_form)
-                    write({"__key__": f"{counts['samples']:09d}", **sample})
+                    members = encode_content(scene, content, picture_format, source.latent_form)
+                    write({"__key__": f"{counts['samples']:09d}", **members, SCENE: scene_bytes(scene)})
                     count_scene(counts, scene)
                     # Too many of all that may come: no need to read the rest.
                     _refuse_bad(source, counts["samples"], out, most=max_bad_fraction, of=announced)
@@ -183,8 +183,8 @@ def scene_bytes(scene: Scene) -> bytes:
     return json.dumps(scene.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-def encode_sample(scene: Scene, content: Content, picture_format: str, form: LatentForm | None) -> dict[str, bytes]:
-    """The members of a sample of a source.
+def encode_content(scene: Scene, content: Content, picture_format: str, form: LatentForm | None) -> dict[str, bytes]:
+    """The members of a sample of a source beside its scene.
 
     Args:
         scene: Its scene.
@@ -193,12 +193,11 @@ def encode_sample(scene: Scene, content: Content, picture_format: str, form: Lat
         form: The form that a latent must have.
 
     Returns:
-        Content by extension, the scene's among them.
+        Content by extension.
 
     Raises:
         ShardError: The latent has another form, or the scene's frame is not the picture's.
     """
-    text = scene_bytes(scene)
     encoded = io.BytesIO()
     if isinstance(content, np.ndarray):
         if form is None or content.shape != form.stored_shape:
@@ -208,12 +207,12 @@ def encode_sample(scene: Scene, content: Content, picture_format: str, form: Lat
             )
         _check_size(scene, form.pixels)
         np.save(encoded, content, allow_pickle=False)
-        return {LATENT: encoded.getvalue(), SCENE: text}
+        return {LATENT: encoded.getvalue()}
     _check_size(scene, (content.height, content.width))
     if isinstance(content, EncodedPicture):
-        return {picture_format: content.data, SCENE: text}
+        return {picture_format: content.data}
     content.convert("RGB").save(encoded, **PICTURE_FORMATS[picture_format])
-    return {picture_format: encoded.getvalue(), SCENE: text}
+    return {picture_format: encoded.getvalue()}
 
 
 def _check_size(scene: Scene, size: tuple[int, int]) -> None:

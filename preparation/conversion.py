@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.shard_index import SCENE, ShardError
-from datamodules.shard_writer import PICTURE_FORMATS, Progress, describe, encode_sample
+from datamodules.shard_index import ShardError
+from datamodules.shard_writer import PICTURE_FORMATS, Progress, describe, encode_content
 from datamodules.sources.base import LeftOut, Source
 from datamodules.storage import folder_at
 from preparation.stage import Sample
@@ -91,8 +91,7 @@ class SourceWork(Work):
         start, stop = self._spans[number]
         for place, (scene, content) in enumerate(self._source.span(start, stop), start=start):
             self.left_out = self._source.left_out or self.left_out
-            members = encode_sample(scene, content, self._format, self._source.latent_form)
-            del members[SCENE]
+            members = encode_content(scene, content, self._format, self._source.latent_form)
             taken()
             yield Sample(key=f"{place:09d}", scene=scene, members=members)
         self.left_out = self._source.left_out or self.left_out

@@ -109,7 +109,7 @@ def test_a_command_in_a_document_is_one_that_exists(name, a_run):
 
 def composes(config: str, arguments: list[str], a_run: Path) -> None:
     if arguments[:1] == ["-m"]:
-        compose_sweep(config, arguments[1:])
+        compose_sweep(config, [_open_as_run(argument, config) for argument in arguments[1:]])
         return
     cfg = compose(config, [_open_as_run(argument, config) for argument in arguments])
     if config in ("evaluate", "sample"):

@@ -58,6 +58,7 @@ def test_defaults_are_right() -> None:
         (DataCommon, {"shards": 1}, "data.shards=1: must be a folder"),
         (DataCommon, {"caption": "all"}, "data.caption=all: no such choice"),
         (DataCommon, {"resize": "squish"}, "did you mean squash?"),
+        (DataCommon, {"posterior": "modes"}, "did you mean mode?"),
         (DataCommon, {"relations": "box"}, "did you mean boxes?"),
         (DataCommon, {"relations_per_object": -1}, "data.relations_per_object=-1"),
         (Prepare, {"task": "check"}, "shards: task=check reads shards"),

@@ -13,7 +13,7 @@ from datamodules.sources.base import LatentForm
 from datamodules.sources.igligen import Igligen
 from datamodules.transforms import SceneTransform
 from runtime.build import build_module
-from runtime.evaluation import held_out
+from runtime.scene_split import split_of_shards
 from scenes import Frame
 
 CELLS = 8
@@ -302,10 +302,8 @@ def test_training_runs_on_latents_and_refuses_another_autoencoder_s(shards, comp
 
 
 def test_pictures_are_not_scored_against_latents(shards, composed):
-    from omegaconf import OmegaConf
-
     with pytest.raises(ValueError, match=r"protocol\.shards: .* holds latents"):
-        held_out(OmegaConf.create({"shards": str(shards), "scenes": 2}))
+        split_of_shards(str(shards), None, count=2)
 
 
 def test_one_pair_of_files_is_in_memory_at_a_time(tmp_path, monkeypatch):
