@@ -150,7 +150,7 @@ def test_evaluation_gives_the_same_numbers_again_and_in_other_batches(trained, d
 
 
 def test_two_processes_at_once_evaluate_as_one_does(trained, data, tmp_path):
-    common = (f"run={trained[0]}", data, "protocol.scenes=7", "protocol.make.source.count=7", "protocol.batch_size=2")
+    common = (f"run={trained[0]}", data, "protocol.scenes=6", "protocol.make.source.count=6", "protocol.batch_size=2")
     run("evaluate.py", *common, f"out={tmp_path / 'whole'}")
     processes = [
         start("evaluate.py", *common, f"out={tmp_path / 'parts'}", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -171,7 +171,7 @@ def test_a_sweep_of_evaluations_ends_with_one_table(trained, data, tmp_path):
         f"run={trained[0]}",
         data,
         "protocol.scenes=4",
-        "protocol.make.source.count=7",
+        "protocol.make.source.count=6",
         "sampler.guidance=1,3",
         "sampler.grounding_fraction=0.5,1.0",
         f"out={tmp_path / 'jobs'}",

@@ -157,7 +157,7 @@ def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(tmp_path: Path, c
 
 def test_an_incomplete_configuration_can_be_shown() -> None:
     compose("evaluate", complete=False)
-    with pytest.raises(ConfigError, match="run, weights, images: none given"):
+    with pytest.raises(ValueError, match="run, weights, images: none given"):
         compose("evaluate")
 
 
