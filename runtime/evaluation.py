@@ -403,7 +403,8 @@ def _values(
         except NotAvailable as error:
             job.leave_out(name, error)
             continue
-        job.not_measured.pop(name, None)  # measured before, when it could be
+        if found:
+            job.not_measured.pop(name, None)  # measured before, when it could be
         for arm, of_metric in found.items():
             for key, value in of_metric.items():
                 values[arm][key if key not in values[arm] else f"{name}.{key}"] = value
