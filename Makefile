@@ -28,7 +28,7 @@ demo: setup
 	@echo "Open runs/demo/evaluation/shapes/report.html and runs/demo/four_shapes.png"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile  # a file's tests share what they build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_scripts.py tests  # a file's tests share what they build; the longest file first
 
 check: setup
 	$(BIN)/ruff format --check .
