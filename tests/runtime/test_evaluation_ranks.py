@@ -126,7 +126,8 @@ def evaluated(short_run, small_data, probes):
     """evaluated(out, *overrides, rank, ranks): the result of an evaluation of the short run as one of several processes."""
 
     def run(out, *overrides, rank=0, ranks=1, what=(f"run={short_run[0].run}",), scenes=SCENES):
-        given = [*what, f"paths.data={small_data}", f"out={out}", *scenes, *overrides]
+        shards = probes.parent / "split"  # its own: others make fewer scenes in the folder that all share
+        given = [*what, f"paths.data={small_data}", f"protocol.shards={shards}", f"out={out}", *scenes, *overrides]
         cfg = compose("evaluate", given, config_dir=str(probes))
         place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
         return evaluate(cfg, evaluated_config(cfg), environment=place if ranks > 1 else {})
