@@ -185,7 +185,7 @@ def test_a_sweep_of_evaluations_ends_with_one_table(trained, data, tmp_path):
     assert len({row["out"] for row in rows}) == 4
     for row in rows:
         kept = json.loads((Path(row["out"]) / "metrics.json").read_text())
-        assert str(kept["protocol"]["guidance"]) == f"{float(row['sampler.guidance'])}"
+        assert float(kept["protocol"]["guidance"]) == float(row["sampler.guidance"])
         assert float(row["layout_iou"]) == kept["values"]["with_scene"]["layout_iou"]["mean"]
     assert out.splitlines()[-1] == str(folder / "sweep.html")
     assert "Layout IoU over grounding fraction" in (folder / "sweep.html").read_text()
