@@ -12,12 +12,13 @@ import hashlib
 import os
 import socket
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 PARTIAL = ".partial"
+_SILENT = 3600  # s without a change after which another machine's half file is given up
 
 
 class Folder(ABC):
@@ -66,7 +67,14 @@ class Folder(ABC):
 
     @abstractmethod
     def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Gives a file of this machine to write to; when the block ends well it takes the name, whole, in place of any other."""
+        """Gives a file of this machine to write to; when the block ends well it takes the name, whole, in place of any other.
+
+        Several processes may write the same file at the same time, if all write the same.
+        """
+
+    def sweep(self) -> None:
+        """Removes what killed writers left, where the folder is finished; nothing where that is never seen."""
+        return
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file, all of it or nothing."""
@@ -150,6 +158,11 @@ class LocalFolder(Folder):
         """
         yield self.path / name
 
+    def sweep(self) -> None:
+        """As `Folder`."""
+        for left in self.path.glob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """As `Folder`: beside its place, handed to the disk and renamed; what killed writers of the same file left goes.
@@ -162,13 +175,19 @@ class LocalFolder(Folder):
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".{name}.*{PARTIAL}"):
-            left.unlink(missing_ok=True)
+            if _is_of_the_dead(left):
+                left.unlink(missing_ok=True)
         path = self.path / f".{name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
         try:
             yield path
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, self.path / name)
+            try:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, self.path / name)
+            except FileNotFoundError:
+                # Another process has finished the same file, and swept.
+                if not self.has(name):
+                    raise
         finally:
             path.unlink(missing_ok=True)
 
@@ -271,10 +290,19 @@ def _temporary(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
+def _is_of_the_dead(left: Path) -> bool:
+    """Whether nobody is writing a file any more: its process is gone, or, on another machine, has long been silent."""
+    host, _, process = left.name.removesuffix(PARTIAL).rpartition("-")
+    try:
+        if not host.endswith(f".{socket.gethostname()}") or not process.isdecimal():
+            return time.time() - left.stat().st_mtime > _SILENT
+        os.kill(int(process), 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def _is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(PARTIAL)
-
-
-def remote(place: Any) -> bool:
-    """Whether a place is an address rather than a path."""
-    return "://" in str(place) and not str(place).startswith("file://")

@@ -79,9 +79,7 @@ class Filter(Stage):
             raise ValueError("stage: no filter is on; set one, such as stage.min_objects=1")
         needed = {"min_area": "boxes", "max_area": "boxes", "min_score": "scores", "min_relations": "relations"}
         needed |= {"min_caption_words": "caption", "max_caption_words": "caption"}
-        self.requires = frozenset(  # pyright: ignore[reportIncompatibleVariableOverride]
-            needed[name] for name in self._settings if name in needed
-        )
+        self.requires = frozenset(needed[name] for name in self._settings if name in needed)
         self._of_objects, self._of_scenes = _object_filters(self._settings), _scene_filters(self._settings)
 
     def settings(self) -> dict[str, Any]:
@@ -134,10 +132,10 @@ def _object_filters(on: Mapping[str, Any]) -> dict[str, _Wanted]:
     """Filters of objects by the name that they are counted under."""
 
     def covers(item: SceneObject) -> bool:
-        return item.box is None or area_of(item) >= on["min_area"]  # pyright: ignore[reportOptionalOperand]
+        return item.box is None or area_of(item) >= on["min_area"]
 
     def is_small(item: SceneObject) -> bool:
-        return item.box is None or area_of(item) <= on["max_area"]  # pyright: ignore[reportOptionalOperand]
+        return item.box is None or area_of(item) <= on["max_area"]
 
     every: dict[str, tuple[str, _Wanted]] = {
         "crowds": ("boxes of crowds", lambda item: not item.is_crowd),

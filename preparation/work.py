@@ -139,7 +139,7 @@ class Report:
             ("skipped, were whole", len(self.whole)),
             ("failed", len(self.failed)),
             *([("not begun", len(self.not_begun))] if self.not_begun else []),
-            *([("with other processes", len(self.elsewhere))] if self.elsewhere else []),
+            *([("of other processes", len(self.elsewhere))] if self.elsewhere else []),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {number:>8}" for name, number in rows]
@@ -345,6 +345,7 @@ class _Engine:
         with _writing_to(self.out):
             if not (self.out.has(INDEX) and self.out.read(INDEX) == content):
                 self.out.write(INDEX, content)
+            self.out.sweep()
         return index
 
 

@@ -45,8 +45,8 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     try:
         sys.argv[1:] = [_open_as_run(argument, config_name) for argument in sys.argv[1:]]
         arguments = get_args_parser().parse_args()
-        # behind everything else, where Hydra takes overrides too
-        sys.argv += implied(config_name, arguments.overrides, config_dir=arguments.config_dir)
+        for override in implied(config_name, arguments.overrides, config_dir=arguments.config_dir):
+            sys.argv.insert(sys.argv.index(arguments.overrides[0]), override)  # overrides have to stay together
         _check(config_name, arguments)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_as_job(run))()
     except Exception as error:

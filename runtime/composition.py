@@ -50,7 +50,7 @@ def compose(
         ValueError: A value is out of its range.
     """
     register()
-    overrides = [*overrides, *implied(config_name, overrides, config_dir=config_dir)]
+    overrides = [*implied(config_name, overrides, config_dir=config_dir), *overrides]
     with _initialised(config_dir) as loader:
         layers = _Layers.read(loader, config_name, list(overrides))
         try:

@@ -1,4 +1,4 @@
-"""Which of several processes this is, where a launcher started them and nothing else does: torchrun, accelerate, srun.
+"""Which of several processes this is, where a launcher started them and nothing else does: torchrun, accelerate, srun, submitit.
 
 Training asks Lightning. Drawing needs no more than its own number: every rank takes its share and writes files of its own.
 """
@@ -15,6 +15,7 @@ Item = TypeVar("Item")
 _NAMES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
 )
 
 

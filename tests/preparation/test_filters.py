@@ -80,11 +80,11 @@ def test_scenes_that_are_not_wanted_go(settings, kept, counted):
 
 def test_filtered_shards_tell_what_went(tmp_path):
     shards = write_shards(Shapes(count=40), tmp_path / "in", shard_size=10)
-    run_stage(Filter(min_objects=2, min_area=0.06), shards, tmp_path / "out")
+    run_stage(Filter(min_objects=2, min_area=0.1), shards, tmp_path / "out")
     before, after = ShardSet(shards), ShardSet(tmp_path / "out")
     expected, small, few = [], 0, 0
     for item in map(before.scene, range(40)):
-        left, gone = item.without_small(0.06)
+        left, gone = item.without_small(0.1)
         if len(left.objects) < 2:
             few += 1
         else:

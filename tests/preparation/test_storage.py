@@ -2,6 +2,9 @@
 
 import functools
 import http.server
+import os
+import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -80,6 +83,27 @@ def test_a_folder_holds_whole_files(address):
     folder.remove("a")
     folder.remove("a")
     assert folder.names() == {"b"}
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
+    folder = folder_at(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    dead, alive, elsewhere = (
+        tmp_path / f".a.{name}.partial" for name in (f"{host}-{gone.pid}", f"{host}-{os.getppid()}", "other-1")
+    )
+    for path in (dead, alive, elsewhere):
+        path.write_bytes(b"half")
+    folder.write("a", b"one")
+    assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
+    os.utime(elsewhere, (0, 0))
+    folder.write("a", b"two")
+    assert (alive.exists(), elsewhere.exists()) == (True, False)
+    with folder.writing("a") as path:
+        path.write_bytes(b"three")
+        folder_at(tmp_path).sweep()  # another process has ended the same work
+    assert ([path.name for path in tmp_path.iterdir()], folder.read("a")) == (["a"], b"two")
 
 
 @everywhere

@@ -172,3 +172,32 @@ def test_a_mistake_behind_an_instantiation_counts_as_itself(tmp_path: Path) -> N
     assert (explanation(raised(lambda: instantiate(ours))) or "").endswith("train one: python train.py run=DIR")
     assert explanation(raised(lambda: instantiate({"_target_": "fractions.Fraction", "numerator": "x"}))) is None
     assert explanation(raised(lambda: instantiate({"_target_": "fractions.Nope"}))) is None
+
+
+@pytest.mark.parametrize("flags", [("-m",), ("--multirun",)])
+def test_a_task_chooses_its_stage_in_a_sweep_too(call: Call, flags: tuple[str, ...]) -> None:
+    seen = []
+    words = ("task=filter", "shards=a", "out=b,c", "stage.min_objects=2")
+    for arguments in ((*flags, *words), (*words, *flags)):
+        status, _, errors = call(
+            *arguments, config="prepare", main=lambda cfg: seen.append((cfg.out, cfg.stage.min_objects))
+        )
+        assert (status, errors) == (0, [])
+    assert seen == [("b", 2), ("c", 2)] * 2
+    call("task=stats", "shards=a", "out=b", config="prepare", main=lambda cfg: seen.append(cfg.stage))
+    assert seen[-1] is None
+
+
+def test_every_launcher_composes_with_a_task(call: Call) -> None:
+    for launcher in ("submitit_local", "submitit_slurm"):
+        words = (
+            "-m",
+            f"hydra/launcher={launcher}",
+            "hydra.launcher.tasks_per_node=2",
+            "task=filter",
+            "shards=a",
+            "out=b",
+        )
+        status, out, errors = call(*words, "--cfg", "hydra", config="prepare", main=lambda cfg: None)
+        assert (status, errors) == (0, [])
+        assert "    tasks_per_node: 2" in out

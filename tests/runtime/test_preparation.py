@@ -95,7 +95,7 @@ def test_ranks_share_the_work_and_the_last_one_has_the_index(shards, tmp_path, c
     cfg = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.min_objects=1")
     make(cfg, environment={"RANK": "0", "WORLD_SIZE": "2"})
     out, errors = capsys.readouterr()
-    assert "with other processes        2" in out
+    assert "of other processes          2" in out
     assert "the index follows when the other processes have ended" in out
     assert "filter 1/2" in errors
     make(cfg, environment={"RANK": "1", "WORLD_SIZE": "2"})

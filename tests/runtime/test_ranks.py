@@ -15,6 +15,10 @@ from runtime.ranks import Ranks, ranks_of
             {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2", "SLURM_NTASKS": "6"},
             Ranks(rank=5, count=6, local=2),
         ),
+        (
+            {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1"},
+            Ranks(rank=1, count=2, local=1),
+        ),
         # the batch script itself, which reserved six tasks and is one process
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}, Ranks()),
         # torchrun under srun: torchrun's processes are the ones
