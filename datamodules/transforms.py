@@ -131,7 +131,7 @@ class SceneTransform:
         captions = scene.provenance.get("captions") if self.caption == "any" else None
         return replace(scene, caption=captions[choice(self.seed, position, len(captions))]) if captions else scene
 
-    def square(self, image: np.ndarray, scene: Scene) -> tuple[np.ndarray, Scene, int]:
+    def square(self, image: np.ndarray | Image.Image, scene: Scene) -> tuple[np.ndarray, Scene, int]:
         """As `centre_square` or `squashed`, whichever is asked for."""
         square = centre_square if self.resize == "crop" else squashed
         return square(image, scene, self.resolution, min_area=self.min_area)
@@ -149,12 +149,12 @@ class SceneTransform:
 
 
 def centre_square(
-    image: np.ndarray, scene: Scene, resolution: int, *, min_area: float = 0.01
+    image: np.ndarray | Image.Image, scene: Scene, resolution: int, *, min_area: float = 0.01
 ) -> tuple[np.ndarray, Scene, int]:
     """Scale the short side to `resolution` and cut the centre out; a picture of that size stays as it is.
 
     Args:
-        image: (height, width, 3) uint8.
+        image: (height, width, 3) uint8, or the same as an RGB picture.
         scene: The scene in the frame of that picture.
         resolution: Height and width that come out, px.
         min_area: Objects whose box covers less than this share of the centre go.
@@ -165,23 +165,23 @@ def centre_square(
     Raises:
         ValueError: The scene's frame is of another size than the picture.
     """
-    height, width = image.shape[:2]
-    if (height, width) == (resolution, resolution):
-        return image, *scene.without_small(min_area)
+    height, width = size = _size(image)
+    if size == (resolution, resolution):
+        return np.asarray(image), *scene.without_small(min_area)
     top, left, side = _centre(height, width)
-    scene, dropped = squared(_framed(scene, (height, width)), resolution, min_area=min_area)
+    scene, dropped = squared(_framed(scene, size), resolution, min_area=min_area)
     window = (left, top, left + side, top + side)
-    resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC, box=window)
+    resized = _picture(image).resize((resolution, resolution), Image.Resampling.BICUBIC, box=window)
     return np.asarray(resized), scene, dropped
 
 
 def squashed(
-    image: np.ndarray, scene: Scene, resolution: int, *, min_area: float = 0.01
+    image: np.ndarray | Image.Image, scene: Scene, resolution: int, *, min_area: float = 0.01
 ) -> tuple[np.ndarray, Scene, int]:
     """Scale height and width to `resolution` each, whatever the proportions; boxes stay, being parts of the picture.
 
     Args:
-        image: (height, width, 3) uint8.
+        image: (height, width, 3) uint8, or the same as an RGB picture.
         scene: The scene in the frame of that picture.
         resolution: Height and width that come out, px.
         min_area: Objects whose box covers less than this share of the picture go.
@@ -192,11 +192,11 @@ def squashed(
     Raises:
         ValueError: The scene's frame is of another size than the picture.
     """
-    size = image.shape[:2]
+    size = _size(image)
     if size == (resolution, resolution):
-        return image, *scene.without_small(min_area)
+        return np.asarray(image), *scene.without_small(min_area)
     scene, dropped = squared(_framed(scene, size), resolution, resize="squash", min_area=min_area)
-    resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC)
+    resized = _picture(image).resize((resolution, resolution), Image.Resampling.BICUBIC)
     return np.asarray(resized), scene, dropped
 
 
@@ -223,6 +223,15 @@ def squared(scene: Scene, resolution: int, *, resize: str = "crop", min_area: fl
         scene, dropped = scene.without_small(min_area)
     assert scene.frame is not None
     return replace(scene, frame=replace(scene.frame, target=(resolution, resolution))), dropped
+
+
+def _size(image: np.ndarray | Image.Image) -> tuple[int, int]:
+    """(height, width) px."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+
+
+def _picture(image: np.ndarray | Image.Image) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _centre(height: int, width: int) -> tuple[int, int, int]:

@@ -175,7 +175,7 @@ class Latents(Stage):
         square = SceneTransform(resolution=self.resolution, resize=self._resize, min_area=self._min_area).square
 
         def decode(sample: Sample) -> tuple[Tensor, Scene, int]:
-            image, scene, dropped = square(np.array(sample.picture()), sample.scene)
+            image, scene, dropped = square(sample.picture(), sample.scene)
             return to_tensor(image), scene, dropped
 
         waiting: deque[tuple[Sample, Future[tuple[Tensor, Scene, int]]]] = deque()
