@@ -147,8 +147,8 @@ def job_name(overrides: Sequence[str], *, has_out: bool = False) -> str:
         The name; jobs with different overrides have different ones.
     """
     said = []
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+~").partition("=")
+    for override in sorted(override.lstrip("+~") for override in overrides):
+        key, _, value = override.partition("=")
         shown_elsewhere = key in (_ELSEWHERE[2:] if has_out else _ELSEWHERE)
         if not (shown_elsewhere or key.startswith(_NO_NUMBER)) or key == "scenes":
             said.append(f"{key}={value}")

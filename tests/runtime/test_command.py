@@ -174,11 +174,10 @@ def test_a_mistake_behind_an_instantiation_counts_as_itself(tmp_path: Path) -> N
     assert explanation(raised(lambda: instantiate({"_target_": "fractions.Nope"}))) is None
 
 
-@pytest.mark.parametrize("flags", [("-m",), ("--multirun",)])
-def test_a_task_chooses_its_stage_in_a_sweep_too(call: Call, flags: tuple[str, ...]) -> None:
+def test_a_task_chooses_its_stage_in_a_sweep_too(call: Call) -> None:
     seen = []
     words = ("task=filter", "shards=a", "out=b,c", "stage.min_objects=2")
-    for arguments in ((*flags, *words), (*words, *flags)):
+    for arguments in (("-m", *words), (*words, "-m")):
         status, _, errors = call(
             *arguments, config="prepare", main=lambda cfg: seen.append((cfg.out, cfg.stage.min_objects))
         )
