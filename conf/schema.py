@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
-TASKS = ("convert", "stats", "check")  # of prepare.py, beside those that a file of conf/stage stands for
+TASKS = ("convert", "stats", "check", "export")  # of prepare.py, beside those that a file of conf/stage stands for
 
 
 def _choose(setting: str, value: str, choices: Sequence[str]) -> None:
@@ -362,6 +362,26 @@ class Sample:
 
 
 @dataclass(kw_only=True)
+class Export:
+    """What `task=export` of prepare.py writes."""
+
+    form: str = "rich_context"  # rich_context: label_ID.json; gligen_coco: a pickled list
+    pictures: bool = True  # beside the labels; false: labels alone
+    whole_pixels: bool = True  # of rich_context: boxes in whole pixels, as published
+    text_encoder: str | None = (
+        None  # of gligen_coco: CLIP whose features of the phrases its own loader needs; null: none
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses a form that there is not, and settings that it has no use for."""
+        _choose("export.form", self.form, ("rich_context", "gligen_coco"))
+        if self.text_encoder is not None and self.form != "gligen_coco":
+            raise ValueError(
+                f"export.text_encoder={self.text_encoder}: only form=gligen_coco holds features; leave it out"
+            )
+
+
+@dataclass(kw_only=True)
 class Prepare:
     """Root of `prepare.py`."""
 
@@ -379,6 +399,7 @@ class Prepare:
     shard_bytes: int | None = None  # of task=convert: most bytes of a shard; null: whatever its samples have
     max_bad_fraction: float = 0.01  # share of samples that may be unreadable
     accelerator: str = "auto"  # where a task's models work: cpu, gpu, auto
+    export: Export = field(default_factory=Export)
     paths: Paths = field(default_factory=Paths)
 
     def __post_init__(self) -> None:

@@ -62,10 +62,10 @@ def export_labels(
         ShardError: `out` is there, the shards cannot be read, or a scene cannot be told in the form.
     """
     if form not in FORMS:
-        raise ValueError(f"form={form}: no such choice; take one of {', '.join(FORMS)}")
+        raise ValueError(f"export.form={form}: no such choice; take one of {', '.join(FORMS)}")
     index = read_index(folder_at(shards))
-    if pictures and "latents" in index:
-        raise ShardError(f"shards={shards}: hold latents, no pictures; set pictures=false")
+    if pictures and "image" not in index["provides"]:
+        raise ShardError(f"shards={shards}: hold no pictures; set export.pictures=false")
     counts: Counter[str] = Counter(pictures=0, objects=0)
     with _whole(Path(out)) as folder:
         scenes = _shown(shards, [ShardEntry(**entry) for entry in index["shards"]], counts)
@@ -283,7 +283,7 @@ def _bytes(sample: Sample) -> bytes:
     """The picture as it is stored."""
     content = next((sample.members[name] for name in PICTURES if name in sample.members), None)
     if content is None:
-        raise ShardError(f"scene {sample.scene.id}: has no picture; set pictures=false")
+        raise ShardError(f"scene {sample.scene.id}: has no picture; set export.pictures=false")
     return content
 
 

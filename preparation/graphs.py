@@ -6,6 +6,7 @@ LAION-SG means is in `scenes/forms.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -22,6 +23,7 @@ from scenes.checks import SceneError
 from scenes.forms import GraphError, scene_of_laion_sg
 from scenes.scene import Scene
 
+SPENT, FAILED = ("answered", "tokens_in", "tokens_out"), "failed: "  # what is summed over shards
 PLACED = frozenset({"boxes", "masks", "descriptions", "scores"})  # of objects that the graph's take the place of
 
 
@@ -98,7 +100,23 @@ class Graphs(Stage):
             for sample in batch:
                 if sample.key in answers and (scene := self._graph(sample, answers[sample.key])) is not None:
                     yield sample.with_scene(scene)
-        self.left_out.notes.append(f"graphs: {spent}")
+        self.left_out.tallies.update({name: getattr(spent, name) for name in SPENT})
+        self.left_out.tallies.update({f"{FAILED}{reason}": count for reason, count in spent.failures.items()})
+
+    def report(self, total: LeftOut) -> list[str]:
+        """What all graphs took.
+
+        Args:
+            total: The account of all shards.
+
+        Returns:
+            One line.
+        """
+        failures = Counter(
+            {name.removeprefix(FAILED): n for name, n in total.tallies.items() if name.startswith(FAILED)}
+        )
+        spent = {name: total.tallies[name] for name in SPENT}
+        return [f"graphs: {Account(**spent, failures=failures, price=self.model.account.price)}"]
 
     def question(self, sample: Sample) -> Question:
         """What is asked about a sample; raises `ShardError` where it has no picture that can be decoded."""

@@ -156,7 +156,7 @@ class Label(Stage):
 
     def provides(self, provided: frozenset[str]) -> frozenset[str]:
         """Boxes with phrases and scores, and masks and descriptions by the parts; what objects had before is gone."""
-        of_picture = provided & {"image", "caption"}
+        of_picture = provided & {"image", "latents", "caption"}
         more = {"segmenter": "masks", "describer": "descriptions"}
         return of_picture | {"boxes", "phrases", "scores"} | {more[kind] for kind in self.parts if kind in more}
 

@@ -8,15 +8,18 @@ Legend: B pictures, (C, h, w) a latent, K = 2 where the mirrored picture is enco
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.sources.base import LatentForm, LeftOut
@@ -24,12 +27,28 @@ from datamodules.transforms import SceneTransform, to_tensor
 from models.backbones.base import Backbone
 from models.objectives.draws import scene_generator
 from preparation.stage import Sample, Stage
-from scenes.scene import Scene
 
 STORES = ("moments", "mode", "sample")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = {"float32": np.float32, "float16": np.float16}
 STREAM = 64  # of a scene's random numbers: nobody else's, least of all those that its picture is later sampled from
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Square:
+    """A picture as it is encoded.
+
+    Attributes:
+        sample: With its scene in the frame of the square.
+        pixels: (3, H, W) in [-1, 1].
+        dropped: Objects that the square left too little of.
+        png: The same as a file, where it is to stay.
+    """
+
+    sample: Sample
+    pixels: Tensor
+    dropped: int
+    png: bytes | None
 
 
 class Latents(Stage):
@@ -44,6 +63,7 @@ class Latents(Stage):
         store: "moments" stores mean and log-variance, so that training can draw; "mode" the mean alone; "sample" one draw, as
             latents are published, its noise a function of (seed, scene id).
         flipped: Whether the mirrored picture's is stored too, so that training can mirror.
+        pictures: Whether the squares that were encoded stay beside their latents, as PNG, for stages that look at pictures.
         dtype: "float16" or "float32", of what is stored.
         precision: "float32", "bfloat16" or "float16": what the autoencoder runs in. SDXL's own overflows in float16.
         seed: Of `store=sample`.
@@ -67,6 +87,7 @@ class Latents(Stage):
         min_area: float = 0.0,
         store: str = "moments",
         flipped: bool = False,
+        pictures: bool = False,
         dtype: str = "float16",
         precision: str = "float32",
         seed: int = 0,
@@ -84,7 +105,7 @@ class Latents(Stage):
         SceneTransform(resolution=1, resize=resize, min_area=min_area)  # refuses what it would refuse later
         self._open, self._model = backbone, dict(model)
         self._resolution, self._resize, self._min_area = resolution, resize, min_area
-        self._store, self._flipped, self._dtype = store, flipped, dtype
+        self._store, self._flipped, self._pictures, self._dtype = store, flipped, pictures, dtype
         self._precision, self._seed = precision, seed
         self._batch_size, self._threads = batch_size, threads
         self._device = torch.device("cpu")
@@ -98,14 +119,15 @@ class Latents(Stage):
             "min_area": self._min_area,
             "store": self._store,
             "flipped": self._flipped,
+            "pictures": self._pictures,
             "dtype": self._dtype,
             "precision": self._precision,
             **({"seed": self._seed} if self._store == "sample" else {}),
         }
 
     def provides(self, provided: frozenset[str]) -> frozenset[str]:
-        """Latents in place of the picture, and the rest as it was."""
-        return provided - {"image"} | {"latents"}
+        """Latents, in place of the picture or beside it, and the rest as it was."""
+        return (provided if self._pictures else provided - {"image"}) | {"latents"}
 
     def latent_form(self, given: LatentForm | None) -> LatentForm:
         """The backbone's latents of pictures of this size; there are none before, since pictures are required."""
@@ -159,45 +181,42 @@ class Latents(Stage):
         self.left_out = LeftOut()
         with ThreadPoolExecutor(self._threads) as pool:
             squares = self._sound(self._decoded(samples, pool))
-            queued: tuple[list[Sample], Tensor] | None = None
+            queued: tuple[list[_Square], Tensor] | None = None
             while batch := list(itertools.islice(squares, self._batch_size)):
-                following = [sample for sample, _ in batch], self._moments([picture for _, picture in batch])
+                following = batch, self._moments([square.pixels for square in batch])
                 if queued is not None:
                     yield from self._stored(*queued)
                 queued = following
             if queued is not None:
                 yield from self._stored(*queued)
 
-    def _decoded(
-        self, samples: Iterable[Sample], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Sample, Future[tuple[Tensor, Scene, int]]]]:
+    def _decoded(self, samples: Iterable[Sample], pool: ThreadPoolExecutor) -> Iterator[Future[_Square]]:
         """Yields samples with their squares to come, up to two batches of which are under way."""
         square = SceneTransform(resolution=self.resolution, resize=self._resize, min_area=self._min_area).square
 
-        def decode(sample: Sample) -> tuple[Tensor, Scene, int]:
+        def decode(sample: Sample) -> _Square:
             image, scene, dropped = square(sample.picture(), sample.scene)
-            return to_tensor(image), scene, dropped
+            png = _png(image) if self._pictures else None
+            return _Square(sample=sample.with_scene(scene), pixels=to_tensor(image), dropped=dropped, png=png)
 
-        waiting: deque[tuple[Sample, Future[tuple[Tensor, Scene, int]]]] = deque()
+        waiting: deque[Future[_Square]] = deque()
         for sample in samples:
-            waiting.append((sample, pool.submit(decode, sample)))
+            waiting.append(pool.submit(decode, sample))
             if len(waiting) > 2 * self._batch_size + self._threads:
                 yield waiting.popleft()
         yield from waiting
 
-    def _sound(
-        self, decoded: Iterable[tuple[Sample, Future[tuple[Tensor, Scene, int]]]]
-    ) -> Iterator[tuple[Sample, Tensor]]:
-        """Yields what could be decoded, each with its picture (3, H, W) in [-1, 1] and its scene in that picture's frame."""
-        for sample, square in decoded:
+    def _sound(self, decoded: Iterable[Future[_Square]]) -> Iterator[_Square]:
+        """Yields what could be decoded; the rest is told."""
+        for waited in decoded:
             try:
-                picture, scene, dropped = square.result()
+                square = waited.result()
             except ValueError as error:
                 self.left_out.skip(error)
                 continue
-            if dropped:
-                self.left_out.counts["objects that the square leaves too little of"] += dropped
-            yield sample.with_scene(scene), picture
+            if square.dropped:
+                self.left_out.counts["objects that the square leaves too little of"] += square.dropped
+            yield square
 
     @torch.inference_mode()
     def _moments(self, pictures: list[Tensor]) -> Tensor:
@@ -208,13 +227,15 @@ class Latents(Stage):
         moments = self.backbone.encode_moments(images)
         return moments.unflatten(0, (-1, len(pictures))).transpose(0, 1)
 
-    def _stored(self, samples: list[Sample], moments: Tensor) -> Iterator[Sample]:
+    def _stored(self, squares: list[_Square], moments: Tensor) -> Iterator[Sample]:
         """Yields samples with what is to be stored of their (B, K, 2C, h, w) moments."""
-        for sample, each in zip(samples, moments.float().cpu().numpy(), strict=True):
+        for square, each in zip(squares, moments.float().cpu().numpy(), strict=True):
+            sample = square.sample
             with np.errstate(over="ignore"):  # said below
                 latents = self._chosen(each, sample.scene.id).astype(DTYPES[self._dtype])
             if np.isfinite(latents).all():
-                yield sample.with_latent(latents[0], flipped=latents[1] if self._flipped else None)
+                flipped = latents[1] if self._flipped else None
+                yield sample.with_latent(latents[0], flipped=flipped, picture=square.png)
             else:
                 self.left_out.skip(
                     f"sample {sample.key}: scene {sample.scene.id}: its latent, made in {self._precision} and stored in "
@@ -232,3 +253,10 @@ class Latents(Stage):
         # drawn for the picture first, so that its noise is the same with and without the mirrored one
         noise = scene_generator(self._seed, scene_id, stream=STREAM).standard_normal(mean.shape, dtype=np.float32)
         return mean + np.exp(log_variance / 2) * noise
+
+
+def _png(picture: np.ndarray) -> bytes:
+    """A file of a (H, W, 3) uint8 picture."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()

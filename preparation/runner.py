@@ -137,6 +137,7 @@ class StageWork(Work):
         Returns:
             source, provides, stages.
         """
+        total.notes += self._stage.report(total)
         return {
             "source": self._index["source"],
             "provides": self.manifest["provides"],

@@ -58,23 +58,26 @@ class Sample:
         """The same sample with another scene."""
         return replace(self, scene=scene)
 
-    def with_latent(self, latent: np.ndarray, *, flipped: np.ndarray | None = None) -> Self:
+    def with_latent(
+        self, latent: np.ndarray, *, flipped: np.ndarray | None = None, picture: bytes | None = None
+    ) -> Self:
         """The same sample with a latent in its picture's place, and the mirrored picture's if there is one.
 
         Args:
             latent: (C, h, w) latent, or (2C, h, w) moments.
             flipped: The same of the mirrored picture.
+            picture: PNG of the picture that was encoded, to stay beside it.
 
         Returns:
             The sample.
         """
         gone = {*PICTURES, LATENT, LATENT_FLIPPED}
         kept = {name: content for name, content in self.members.items() if name not in gone}
-        made = (
-            {LATENT: _encoded(latent)}
-            if flipped is None
-            else {LATENT: _encoded(latent), LATENT_FLIPPED: _encoded(flipped)}
-        )
+        made = {LATENT: _encoded(latent)}
+        if flipped is not None:
+            made[LATENT_FLIPPED] = _encoded(flipped)
+        if picture is not None:
+            made["png"] = picture
         return replace(self, members={**kept, **made})
 
 
@@ -135,6 +138,10 @@ class Stage(ABC):
                 self.left_out.skip(error)
                 continue
             yield sample, picture
+
+    def report(self, total: LeftOut) -> list[str]:
+        """Lines about all shards, for whoever prepares the data; `total` is their account."""
+        return []
 
     @abstractmethod
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:

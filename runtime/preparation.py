@@ -110,7 +110,30 @@ def stats(cfg: DictConfig) -> None:
     print(f"{cfg.out}: statistics.json and charts")
 
 
-TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "stats": stats, "check": check}
+def export(cfg: DictConfig) -> None:
+    """Writes the labels of shards as published files.
+
+    Args:
+        cfg: what `prepare.py` was asked for: `shards`, `out`, `export`, `accelerator`.
+    """
+    from preparation.export_labels import clip_embedding, export_labels
+
+    node = cfg.export
+    embed = None
+    if node.text_encoder is not None:
+        embed = clip_embedding(node.text_encoder, device=_device(cfg.accelerator, Ranks()))
+    counts = export_labels(
+        cfg.shards,
+        cfg.out,
+        form=node.form,
+        pictures=node.pictures,
+        whole_pixels=node.whole_pixels,
+        embed=embed,
+    )
+    print(f"{cfg.out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
+
+
+TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "stats": stats, "check": check, "export": export}
 
 
 def prepare(cfg: DictConfig) -> None:

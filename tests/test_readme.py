@@ -139,6 +139,20 @@ def test_what_a_document_names_is_there(document):
     assert not absent
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_a_document_name_one_of_its_headings(document):
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]*#[^)]+)\)", document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if not path.startswith("http"):
+            headings = re.findall(
+                r"^#+ (.+)$", (document.parent / path if path else document).read_text(), re.MULTILINE
+            )
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            wrong += [] if anchor in slugs else [link]
+    assert not wrong
+
+
 def table(heading: str) -> set[str]:
     """The names in the first column of the README's table under a heading."""
     rows = (REPO / "README.md").read_text().partition(f"| {heading} |")[2].partition("\n\n")[0]

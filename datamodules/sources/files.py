@@ -5,6 +5,7 @@ counted. What a data set's files look like is in the module of that data set.
 """
 
 import io
+import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -357,6 +358,34 @@ def value_of(entry: Any, key: str, kind: type | tuple[type, ...], where: str) ->
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise SampleError(f"{where}: {key}: is of type {type(value).__name__}; mend the sample or leave it out")
     return value
+
+
+def content_of(place: Path | bytes, where: str, what: str) -> bytes:
+    """The bytes of a file of a sample.
+
+    Args:
+        place: The file, or its bytes as a tar holds them.
+        where: The sample, for the message.
+        what: What it is, for the message.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        SampleError: It is not there.
+    """
+    try:
+        return place.read_bytes() if isinstance(place, Path) else place
+    except OSError as error:
+        raise SampleError(f"{where}: {what}: {place}: {error.strerror}; fetch it again") from error
+
+
+def json_of(data: bytes, where: str, what: str) -> Any:
+    """The content of a JSON file of a sample; `what` it is, for the message."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise SampleError(f"{where}: {what}: not JSON ({error}); fetch it again") from error
 
 
 def existing(path: Path, setting: str) -> Path:

@@ -10,12 +10,11 @@ from typing import Any
 from PIL import Image
 
 from datamodules.sources.base import Content
-from datamodules.sources.files import Picture, existing
+from datamodules.sources.files import Picture, content_of, existing
 from datamodules.sources.rich_labels import (
     PREFIX,
     WITHOUT_PICTURE,
     RichLabels,
-    content_of,
     label_files,
     read_label,
 )

@@ -1,7 +1,7 @@
 """Rich context: pictures that img2dataset fetched, as trees or tars, with rich labels beside them or in a folder of their own.
 
-img2dataset puts a white border around a picture that is not square; labels were made with it, and it is taken off here. The
-labels themselves are read in ``rich_labels.py``.
+Labels were made with the white border that img2dataset puts around pictures, which goes here too (``img2dataset.py``). The labels
+themselves are read in ``rich_labels.py``.
 """
 
 import functools
@@ -11,26 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from datamodules.sources.base import Content
-from datamodules.sources.files import Picture, SampleError, existing
+from datamodules.sources.files import Picture, SampleError, content_of, existing, json_of
+from datamodules.sources.img2dataset import (
+    CAPTIONS_MISSING,
+    SUFFIXES,
+    is_picture,
+    members_of,
+    tars_of,
+    without_border,
+)
 from datamodules.sources.rich_labels import (
     PREFIX,
     WITHOUT_PICTURE,
     Label,
     RichLabels,
-    content_of,
     found,
-    json_of,
     key_of,
     label_files,
     read_label,
 )
 from scenes import Frame, Scene
-
-SUFFIXES = (".jpg", ".png", ".webp")
-WHITE = 240  # least mean of a border: it is 255, and JPEG spreads the picture's edge into it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +107,7 @@ class RichContext(RichLabels):
         self._root = existing(Path(root), "source.root")
         self._labels = existing(Path(labels) if labels else self._root, "source.labels")
         self._pairs = None if meta is None else _pairs(existing(Path(meta), "source.meta"))
-        self._tars = sorted(self._root.glob(tars)) if tars is not None else []
-        if tars is not None and not self._tars:
-            raise ValueError(f"source.tars={tars}: no such file in {root}; give a pattern of names, such as *.tar")
+        self._tars = tars_of(self._root, tars)
         self._count = self._counted()
         if not self._count:
             raise ValueError(
@@ -158,7 +157,7 @@ class RichContext(RichLabels):
 
     @functools.cached_property
     def _in_tars(self) -> list[int]:
-        return [sum(_is_picture(name) for name in _members(path)[0]) for path in self._tars]
+        return [sum(is_picture(name) for name in members_of(path)[0]) for path in self._tars]
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of some files.
@@ -175,22 +174,19 @@ class RichContext(RichLabels):
         where = entry.key
         if entry.label is None:
             return "pictures without labels"
-        label = read_label(_bytes(entry.label, where, "label"), where)
+        label = read_label(content_of(entry.label, where, "label"), where)
         place = entry.picture or self._picture_of(entry, label)
         if place is None:
             return WITHOUT_PICTURE
         picture = Picture.open(place, where) if isinstance(place, Path) else Picture.decode(place, where)
         provenance: dict[str, Any] = {"dataset": label.dataset} if label.dataset else {}
-        frame, window = Frame(original=picture.size), None
+        frame, inside, window = Frame(original=picture.size), None, None
         if self.border:
             sidecar = entry.sidecar or (place.with_suffix(".json") if isinstance(place, Path) else None)
-            original = _original_size(sidecar, where)
-            inside = content_window(picture.size, original)
-            top, left, height, width = inside
-            frame = Frame(original=original, target=(height, width))
-            if (height, width) != picture.size:
-                _refuse_coloured_border(picture.image, inside, where)
+            frame, inside = without_border(picture, sidecar, where)
+            if inside is not None:
                 rows, columns = picture.size
+                top, left, height, width = inside
                 window = (left / columns, top / rows, (left + width) / columns, (top + height) / rows)
                 provenance["padded"] = {"size": [rows, columns], "window": list(inside)}
         objects = self.labelled(where, label, picture.size, window=window)
@@ -198,7 +194,7 @@ class RichContext(RichLabels):
             return "pictures without boxes"
         if any(item.score is None for item in objects):
             raise SampleError(f"{where}: pred_score: missing; label the picture again or leave the sample out")
-        self.count("captions missing", not label.caption)
+        self.count(CAPTIONS_MISSING, not label.caption)
         scene = Scene(
             id=where,
             caption=label.caption,
@@ -207,7 +203,7 @@ class RichContext(RichLabels):
             source=self.name,
             provenance=provenance,
         )
-        return self.stored(scene, picture if window is None else picture.part(*inside))
+        return self.stored(scene, picture if inside is None else picture.part(*inside))
 
     def _counted(self) -> int:
         if self._pairs is not None:
@@ -218,7 +214,7 @@ class RichContext(RichLabels):
 
     def _of_tar(self, path: Path, elsewhere: dict[str, Path] | None) -> Iterator[Entry]:
         """The samples of a tar, by the order of its pictures; labels may come before or behind them."""
-        members, fault = _members(path)
+        members, fault = members_of(path)
         labels = {key: name for name in members if (key := key_of(name)) is not None}
         try:
             with tarfile.open(path) as tar:
@@ -227,7 +223,7 @@ class RichContext(RichLabels):
                     file = tar.extractfile(members[name]) if name in members else None
                     return None if file is None else file.read()
 
-                for name in filter(_is_picture, list(members)):
+                for name in filter(is_picture, list(members)):
                     key = PurePosixPath(name).stem
                     label = elsewhere.get(key) if elsewhere is not None else content(labels.pop(key, None))
                     if label is None:
@@ -253,52 +249,6 @@ class RichContext(RichLabels):
         return found(self._root, [*beside, label.file_name, *usual])
 
 
-def content_window(padded: tuple[int, int], original: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Where img2dataset has put a picture in its border, by the rounding that it uses.
-
-    Args:
-        padded: (height, width) px of the picture on the disk.
-        original: (height, width) px of the picture as it was fetched.
-
-    Returns:
-        (top, left, height, width) px; all of it where there is no border, which is where it is not square.
-    """
-    side = padded[0]
-    if padded != (side, side):
-        return (0, 0, *padded)
-    height, width = (max(1, round(length * side / max(original))) for length in original)
-    return (side - height) // 2, (side - width) // 2, height, width
-
-
-def _refuse_coloured_border(image: Any, inside: tuple[int, int, int, int], where: str) -> None:
-    """Refuses a picture that has something where its border would be: it was cut, not padded."""
-    top, left, height, width = inside
-    pixels = np.asarray(image.convert("L"))
-    strips = (pixels[:top], pixels[top + height :], pixels[:, :left], pixels[:, left + width :])
-    border = np.concatenate([strip.ravel() for strip in strips])
-    if border.mean() < WHITE:
-        raise SampleError(
-            f"{where}: picture: no white border where its original size says one is (mean {border.mean():.0f} of 255); "
-            "if img2dataset cut pictures instead of padding them, set source.border=false"
-        )
-
-
-def _original_size(sidecar: Path | bytes | None, where: str) -> tuple[int, int]:
-    """(height, width) px of the picture as it was fetched."""
-    way_out = "fetch it with the picture, or set source.border=false where pictures have no border"
-    if sidecar is None or (isinstance(sidecar, Path) and not sidecar.is_file()):
-        raise SampleError(f"{where}: {where}.json: is not there to tell the border; {way_out}")
-    record = json_of(_bytes(sidecar, where, "sidecar"), where, "sidecar")
-    sides = [record.get(f"original_{side}") if isinstance(record, dict) else None for side in ("height", "width")]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise SampleError(f"{where}: original_height, original_width: {sides} are no pixels; {way_out}")
-    return sides[0], sides[1]  # type: ignore[return-value]
-
-
-def _bytes(place: Path | bytes, where: str, what: str) -> bytes:
-    return place if isinstance(place, bytes) else content_of(place, where, what)
-
-
 def _pairs(path: Path) -> list[tuple[str, str]]:
     """The pairs [picture, label] of a published list."""
     content = json_of(path.read_bytes(), str(path), "list")
@@ -309,20 +259,3 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
             "every file of labels"
         )
     return [(image, label) for image, label in content]
-
-
-def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], Exception | None]:
-    """The files of a tar by name, and what is wrong with it; of a tar that ends too early those before its end."""
-    members: dict[str, tarfile.TarInfo] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.isfile():
-                    members[member.name] = member
-    except (tarfile.TarError, OSError, EOFError) as error:
-        return members, error
-    return members, None
-
-
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix in SUFFIXES

@@ -4,14 +4,13 @@ Here is one file of labels, from its bytes to objects, and where such files and 
 they belong to is in ``rich_context.py`` (img2dataset's, with a border) and ``rc_coco.py`` (COCO's).
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.sources.files import FileSource, SampleError, as_boxes, value_of
+from datamodules.sources.files import FileSource, SampleError, as_boxes, json_of, value_of
 from scenes import SceneObject, boxes
 from scenes import masks as mask_math
 
@@ -150,14 +149,6 @@ def read_label(data: bytes, where: str) -> Label:
     )
 
 
-def json_of(data: bytes, where: str, what: str) -> Any:
-    """The content of a JSON file of a sample; `what` it is, for the message."""
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise SampleError(f"{where}: {what}: not JSON ({error}); fetch it again") from error
-
-
 def key_of(name: str) -> str | None:
     """The picture's key in the name of a file of labels; None for the name of another file."""
     path = PurePosixPath(name)
@@ -190,14 +181,6 @@ def found(folder: Path, names: Sequence[str]) -> Path | None:
             if path.is_file():
                 return path
     return None
-
-
-def content_of(path: Path, where: str, what: str) -> bytes:
-    """The bytes of a file of a sample; `what` it is, for the message of the SampleError that there is none."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SampleError(f"{where}: {what}: {path}: {error.strerror}; fetch it again") from error
 
 
 def _text(content: Any, key: str, where: str) -> str:

@@ -10,8 +10,9 @@ from PIL import Image
 
 from datamodules.shards import ShardError, ShardSet, write_shards
 from datamodules.sources.base import EncodedPicture
+from datamodules.sources.img2dataset import Img2dataset, content_window
 from datamodules.sources.rc_coco import RcCoco
-from datamodules.sources.rich_context import RichContext, content_window
+from datamodules.sources.rich_context import RichContext
 from scenes import Frame
 from scenes.masks import decode, encode
 
@@ -430,3 +431,42 @@ def test_rc_coco_refuses_a_folder_without_labels(coco, tmp_path):
     with pytest.raises(ValueError, match=r"no label_\*\.json there") as caught:
         RcCoco(**{**coco, "labels": str(tmp_path / "coco")})
     one_line(caught)
+
+
+# Pictures alone, before they are labelled
+
+
+def test_pictures_come_with_their_caption_and_without_their_border(tmp_path):
+    lone = {"000010004.png": encoded(Image.new("RGB", (64, 32)), "PNG")}
+    root = tree(tmp_path / "cc3m", SAMPLES)
+    source = Img2dataset(root=root)
+    (wide, content), (tall, _), (equal, whole) = source
+    assert (wide.id, wide.caption, wide.source, wide.objects) == ("000010001", "000010001 fetched", "img2dataset", ())
+    assert wide.frame == Frame(original=(50, 100), target=(48, 96))
+    assert content.size == (96, 48)
+    assert tall.frame == Frame(original=(100, 75), target=(96, 72))
+    assert isinstance(whole, EncodedPicture)  # a square picture is stored as it was fetched
+    packed(tmp_path / "tars" / "00000.tar", {**WIDE, **TALL})
+    packed(tmp_path / "tars" / "00001.tar", EQUAL)
+    from_tars = [scene for scene, _ in Img2dataset(root=str(tmp_path / "tars"), tars="*.tar")]
+    assert from_tars == [wide, tall, equal]
+    # without a record: the caption is the text's, the border is unknown
+    plain = tree(tmp_path / "plain", {**lone, "000010004.txt": b" a dark strip "})
+    ((scene, _),) = Img2dataset(root=plain, border=False)
+    assert (scene.caption, scene.frame) == ("a dark strip", Frame(original=(32, 64)))
+    strict = Img2dataset(root=plain)
+    assert list(strict) == []
+    assert "000010004.json: is not there to tell the border" in strict.left_out.skipped[0]
+
+
+def test_pictures_alone_that_cannot_be_read_are_told(tmp_path):
+    root = tree(tmp_path / "cc3m", {**WIDE, **TALL, "000010001.jpg": WIDE["000010001.jpg"][:200], "000010002.txt": b""})
+    record = {"original_width": 75, "original_height": 100}
+    (tmp_path / "cc3m" / "00001" / "000010002.json").write_text(json.dumps(record))
+    source = Img2dataset(root=root)
+    ((scene, _),) = source
+    assert (scene.id, scene.caption) == ("000010002", "")
+    assert source.left_out.counts["captions missing"] == 1
+    assert "000010001: picture: cannot be decoded" in source.left_out.skipped[0]
+    with pytest.raises(ValueError, match=r"source.root: no pictures in .*; name the folder above them"):
+        Img2dataset(root=tree(tmp_path / "texts", {"000010002.txt": b"a"}))

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from datamodules.safe_pickle import load_pth
 from datamodules.shards import ShardError, write_shards
 from datamodules.sources.base import Source
 from datamodules.sources.gligen_coco import GligenCoco
-from datamodules.sources.rich_context import RichContext, content_window
+from datamodules.sources.img2dataset import content_window
+from datamodules.sources.rich_context import RichContext
+from models.text import word_tokenizer
 from preparation.export_labels import export_labels
+from runtime.composition import compose
+from runtime.preparation import prepare
 from scenes import Frame, Scene, SceneObject
 from scenes.masks import encode
 
@@ -179,6 +184,42 @@ def test_the_list_holds_features_for_the_published_loader(tmp_path):
     assert [entry["file_path"] for entry in load_pth(path)] == ["one.jpg", "two.jpg"]
 
 
+def test_the_command_writes_either_form(tmp_path, capsys):
+    shards = shards_of(SCENES, tmp_path)
+    tokenizer = word_tokenizer(["dog", "cat", "häuser"], max_length=16)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    encoder = CLIPTextModel(config).eval()
+    encoder.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    given = ["task=export", f"shards={shards}"]
+    prepare(compose("prepare", [*given, f"out={tmp_path / 'rich'}", "export.pictures=false"]))
+    assert capsys.readouterr().out == f"{tmp_path / 'rich'}: 2 pictures, 3 objects, 1 pictures without boxes\n"
+    more = ["export.form=gligen_coco", f"export.text_encoder={tmp_path / 'clip'}", "accelerator=cpu"]
+    prepare(compose("prepare", [*given, f"out={tmp_path / 'list'}", *more]))
+    entries = torch.load(tmp_path / "list" / "coco_train2017.pth", weights_only=True)
+    features = {note["caption"]: note["text_embeddings_before_projection"] for e in entries for note in e["annos"]}
+    for phrase in ("dog", "häuser"):
+        tokens = tokenizer(phrase, return_tensors="pt", padding="max_length", max_length=16)
+        with torch.no_grad():
+            pooled = encoder(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output[0]
+        torch.testing.assert_close(features[phrase], pooled, rtol=1e-5, atol=1e-6)
+    for words, told in (
+        ("export.form=coco", "export.form=coco: no such choice"),
+        ("export.text_encoder=X", "export.text_encoder=X: only form=gligen_coco holds features"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            compose("prepare", [*given, "out=DIR", words])
+
+
 def test_what_cannot_be_told_is_refused_and_leaves_nothing(tmp_path):
     plain = SceneObject(phrase="dog", box=(0, 0, 1, 1))
     scored = replace(plain, score=0.5)
@@ -196,7 +237,7 @@ def test_what_cannot_be_told_is_refused_and_leaves_nothing(tmp_path):
         assert "\n" not in str(caught.value)
         assert [path.name for path in folder.iterdir()] == ["shards"]
     shards = shards_of(SCENES, tmp_path)
-    with pytest.raises(ValueError, match="form=coco: no such choice; take one of rich_context, gligen_coco"):
+    with pytest.raises(ValueError, match="export.form=coco: no such choice; take one of rich_context, gligen_coco"):
         export_labels(shards, tmp_path / "out", form="coco")
     with pytest.raises(ShardError, match="is there already"):
         export_labels(shards, shards)

@@ -80,7 +80,7 @@ def test_an_answer_becomes_the_graph_of_its_scene():
     assert told["prompt_sha256"] == text_hash(PROMPT)
     assert Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
     assert stage.left_out.counts == {"relations given twice": 1}
-    assert stage.left_out.notes == [
+    assert stage.report(stage.left_out) == [
         f"graphs: 1 answered, 0 more from the cache, 0 failed; 100 tokens in, {len(json.dumps(GRAPH).split())} out"
     ]
 
@@ -120,7 +120,7 @@ def test_what_is_no_graph_is_told_and_the_others_go_on():
         assert stage.left_out.counts[f"graphs failed: {reason}"] >= 1
     failed = sum(count for what, count in stage.left_out.counts.items() if what.startswith("graphs failed"))
     assert failed == len(WRONG)
-    assert "3 failed (cut answer: 1, declined: 1, status 500: 1)" in stage.left_out.notes[0]
+    assert "3 failed (cut answer: 1, declined: 1, status 500: 1)" in stage.report(stage.left_out)[0]
 
 
 def test_code_fences_are_cut_off():
@@ -138,7 +138,7 @@ def test_a_shard_that_is_made_again_asks_nothing_and_is_the_same(tmp_path):
         second = list(two(samples))
         assert len(server.bodies) == asked == 5
     assert first == second
-    assert one.left_out.notes == two.left_out.notes
+    assert one.left_out.tallies == two.left_out.tallies
     assert one.settings() == two.settings()
     assert two.model.account.cached == 5
 

@@ -129,6 +129,21 @@ def test_the_index_says_what_the_numbers_are(pictures, prepared):
     assert step["settings"]["resolution"] == SIDE
 
 
+def test_pictures_may_stay_beside_their_latents(pictures, prepared):
+    folder = prepared(pictures=True)
+    stored = ShardSet(folder)
+    assert stored.index["members"] == [LATENT, "png", "scene.json"]
+    assert stored.provides == ShardSet(pictures).provides | {"latents"}
+    assert check_folder(str(folder)).faults == []
+    wanted = samples(pictures, min_area=0.0)
+    for sample, seen in zip(read_samples(folder_at(folder), stored.entries[0]), wanted, strict=False):
+        kept = torch.from_numpy(np.array(sample.picture())).permute(2, 0, 1) / 127.5 - 1
+        torch.testing.assert_close(kept, seen.image, rtol=0, atol=1e-6)
+    assert torch.equal(samples(folder)[3].latent, samples(prepared())[3].latent)  # training takes the latent
+    again = prepared(pictures=False, store="mode")
+    assert ShardSet(again).latents is not None
+
+
 def test_an_index_from_before_is_read(prepared, tmp_path):
     folder = prepared(store="mode")
     index = json.loads((folder / INDEX).read_text())

@@ -1,0 +1,110 @@
+"""The whole chain on the published samples, from the download to statistics: killed twice, it makes what an unbroken one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datamodules.shards import ShardSet
+from preparation.checking import check_folder
+from runtime.composition import compose
+from runtime.preparation import prepare
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", ROOT.parent / "shared")) / "samples"
+pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
+
+# Runs the tasks of a chain and kills itself the moment before the shard of that number takes its name.
+KILLED = """
+import json, os, signal, sys
+
+from runtime.composition import compose
+from runtime.preparation import prepare
+
+chain, fatal = json.loads(sys.argv[1]), sys.argv[2]
+rename = os.replace
+
+def replace(source, target, **given):
+    if str(target).endswith(fatal):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target, **given)
+
+os.replace = replace
+for arguments in chain:
+    prepare(compose("prepare", arguments))
+"""
+
+
+@pytest.fixture(scope="module")
+def labelling(grounding_dino, segmenter_of, describer_of):
+    """Labelling with tiny models: what they say means nothing, but it is said each time alike."""
+    return [
+        "task=label",
+        "tagger=vocabulary",
+        "tagger.words=[red circle,blue square,dog]",
+        "detector=grounding_dino",
+        f"detector.model={grounding_dino}",
+        "detector.box_threshold=0.05",
+        "segmenter=sam",
+        f"segmenter.model={segmenter_of('sam')}",
+        "describer=qwen_vl",
+        f"describer.model={describer_of('qwen_vl')}",
+        "describer.dtype=float32",
+        "describer.max_tokens=4",
+        "stage.short_side=24",
+        "accelerator=cpu",
+    ]
+
+
+SOURCES = {
+    "sa1b": ["source=sa1b", f"source.root={SAMPLES / 'sa1b'}", "source.short_side=96", "shard_size=3"],
+    "cc3m": ["source=img2dataset", f"source.root={SAMPLES / 'cc3m'}", "source.short_side=96", "shard_size=3"],
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, tmp_path):
+    latents = ["task=latents", "backbone=tiny_sd15", "stage.pictures=true", "stage.flipped=true", "accelerator=cpu"]
+
+    def chain(root):
+        """Convert, latents, label, stats, each over what the one before made."""
+        steps = [("shards", SOURCES[name]), ("latents", latents), ("labelled", labelling), ("stats", ["task=stats"])]
+        given = [root / step for step, _ in steps]
+        return [
+            [*arguments, f"out={out}", *([f"shards={before}"] if before else [])]
+            for (_, arguments), out, before in zip(steps, given, [None, *given], strict=False)
+        ]
+
+    unbroken, broken = tmp_path / "unbroken" / "data", tmp_path / "broken" / "data"
+    for arguments in chain(unbroken):
+        prepare(compose("prepare", arguments))
+    for fatal in ("latents/000001.tar", "labelled/000002.tar"):
+        told = json.dumps(chain(broken))
+        process = subprocess.run(
+            [sys.executable, "-c", KILLED, told, fatal], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert not (broken / fatal).exists()
+        assert list((broken / fatal).parent.glob(".*.partial"))
+    for arguments in chain(broken):
+        prepare(compose("prepare", arguments))
+    assert contents(broken) == {
+        path: content.replace(str(unbroken).encode(), str(broken).encode())
+        for path, content in contents(unbroken).items()
+    }
+    assert check_folder(str(broken / "labelled")).faults == []
+    made = ShardSet(broken / "labelled")
+    assert made.provides >= {"latents", "image", "boxes", "phrases", "masks", "descriptions", "scores"}
+    assert [stage["name"] for stage in made.index["stages"]] == ["convert", "latents", "label"]
+    scenes = [made[number].scene for number in range(len(made))]
+    assert sum(len(scene.objects) for scene in scenes) > len(scenes) > 0
+    assert all(made[number].latent is not None for number in range(len(made)))
+    assert json.loads((broken / "stats" / "statistics.json").read_text())["scenes"] == len(made)
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
