@@ -3,40 +3,27 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.shards import ShardSet
 from preparation.checking import check_folder
 from runtime.composition import compose
 from runtime.preparation import prepare
 
-ROOT = Path(__file__).parents[2]
-SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", ROOT.parent / "shared")) / "samples"
+SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
 
-# Runs the tasks of a chain and kills itself the moment before the shard of that number takes its name.
-KILLED = """
-import json, os, signal, sys
 
-from runtime.composition import compose
-from runtime.preparation import prepare
-
-chain, fatal = json.loads(sys.argv[1]), sys.argv[2]
-rename = os.replace
-
-def replace(source, target, **given):
-    if str(target).endswith(fatal):
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target, **given)
-
-os.replace = replace
-for arguments in chain:
-    prepare(compose("prepare", arguments))
-"""
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A child of a process whose threads have worked may use none of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +70,7 @@ def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, tmp_path
     for arguments in chain(unbroken):
         prepare(compose("prepare", arguments))
     for fatal in ("latents/000001.tar", "labelled/000002.tar"):
-        told = json.dumps(chain(broken))
-        process = subprocess.run(
-            [sys.executable, "-c", KILLED, told, fatal], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert killed(chain(broken), before=fatal) == signal.SIGKILL
         assert not (broken / fatal).exists()
         assert list((broken / fatal).parent.glob(".*.partial"))
     for arguments in chain(broken):
@@ -104,6 +87,26 @@ def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, tmp_path
     assert sum(len(scene.objects) for scene in scenes) > len(scenes) > 0
     assert all(made[number].latent is not None for number in range(len(made)))
     assert json.loads((broken / "stats" / "statistics.json").read_text())["scenes"] == len(made)
+
+
+def killed(chain, *, before):
+    """The signal that ended a process: it runs a chain and kills itself the moment before a shard takes its name."""
+    child = os.fork()
+    if child:
+        return os.WTERMSIG(os.waitpid(child, 0)[1])
+    rename = os.replace
+
+    def replace(source, target):
+        if str(target).endswith(before):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace
+    try:
+        for arguments in chain:
+            prepare(compose("prepare", arguments))
+    finally:
+        os._exit(1)  # never reached where it is killed
 
 
 def contents(root):
