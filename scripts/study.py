@@ -40,7 +40,7 @@ def evaluate_command(run: Path) -> list[str]:
 
 def run_of(out: Path, arm: Sequence[str], seed: int) -> Path:
     """The folder of a run."""
-    return out / "+".join(arm) / f"seed={seed}"
+    return out / "-".join(arm) / f"seed{seed}"
 
 
 def measured(run: Path) -> dict[str, Any] | None:
