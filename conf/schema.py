@@ -292,6 +292,8 @@ class Evaluate:
         None  # where what metrics keep of true pictures lies, for other evaluations; null: inside out
     )
     checkpoint: str | None = None  # null: the newest of the run
+    references: str | None = None  # a folder for statistics of the true pictures, which metric.fid.reference=FILE reads
+    logger: dict[str, Any] = field(default_factory=dict)  # wandb: the tables and pictures go there too
     refiner: Any = None  # refines what was generated; null: nothing does
     report: Report = field(default_factory=Report)
     paths: Paths = field(default_factory=Paths)
@@ -310,6 +312,10 @@ class Evaluate:
             )
         if self.weights is not None and self.checkpoint is not None:
             raise ValueError(f"checkpoint={self.checkpoint}: only a run has one; leave it out, or give run=DIR")
+        if unfit := [name for name in self.logger if name != "wandb"]:
+            raise ValueError(
+                f"logger={unfit[0]}: an evaluation writes metrics.json and report.html; leave it out, or logger=wandb"
+            )
         if self.scenes is not None and self.images == "real":
             raise ValueError(f"images=real: scenes={self.scenes} has no pictures; give shards with protocol.shards=DIR")
 

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -100,12 +101,14 @@ class Metric(ABC):
         requires: What Scenes must carry, in the words of `datamodules.sources.base.PROVIDABLE`.
         compares: Its values need the rows of the true pictures beside those of the generated ones.
         pairs: A row needs two pictures of its scene, drawn from two seeds.
+        references: It can keep statistics of true pictures in a file and compare with that: it has `save_reference`.
     """
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset()
     compares: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
+    references: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
         """What rows and values depend on beside pictures and scenes (models by name and hash, thresholds), as JSON values."""
@@ -124,6 +127,19 @@ class Metric(ABC):
             NotAvailable: A model's files are not there.
         """
         return self
+
+    def save_reference(self, path: str | Path, rows: Sequence[Row], *, split: str) -> None:
+        """Keeps the statistics of true pictures for later evaluations.
+
+        Args:
+            path: The file.
+            rows: The rows of the true pictures.
+            split: What pictures these are, such as "coco val2017".
+
+        Raises:
+            NotImplementedError: The metric has none.
+        """
+        raise NotImplementedError(f"{self.name}: compares with pictures, not with their statistics")
 
     @abstractmethod
     def measure(

@@ -72,14 +72,15 @@ class Reference:
         """
         if not Path(path).is_file():
             raise NotAvailable(
-                f"reference: {path}: no such file; FID.save_reference writes one, null compares with the true pictures"
+                f"reference: {path}: no such file; evaluate.py references=DIR writes one, null compares with "
+                "the true pictures"
             )
         with np.load(path, allow_pickle=False) as stored:
             lacking = {"mu", "sigma", "mode", "weights", "split", "count"}.difference(stored.files)
             if lacking:
                 raise ValueError(
-                    f"reference: {path} holds no {', '.join(sorted(lacking))}; write it by FID.save_reference, which says "
-                    "what network and pictures its statistics are of"
+                    f"reference: {path} holds no {', '.join(sorted(lacking))}; write it by evaluate.py references=DIR, which says"
+                    " what network and pictures its statistics are of"
                 )
             return cls(
                 mode=str(stored["mode"]),
@@ -114,6 +115,7 @@ class FID(Metric):
 
     name = "fid"
     compares = True
+    references = True
 
     def __init__(
         self,

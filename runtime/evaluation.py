@@ -168,6 +168,8 @@ def evaluate(
         for pictures in arm.sets:
             if isinstance(pictures, Generated):
                 pictures.manifest.finish()
+    if cfg.references is not None:
+        _keep_references(Path(cfg.references), job_of, arms)
     shown = {name: arm.sets[0] for name, arm in arms.items()}
     return write_outcome(cfg, run_cfg, job_of, about, values=values, scores=scores, failures=failures, pictures=shown)
 
@@ -428,6 +430,21 @@ def _rows(
             found[arm.name] += rows
             missing += absent
     return found, missing
+
+
+def _keep_references(folder: Path, job: Evaluation, arms: Mapping[str, Arm]) -> None:
+    """Writes `PROTOCOL.METRIC.npz` for each metric that can compare with statistics of the true pictures."""
+    marks = scene_marks(job.split.scenes)
+    named = [name for name in job.nodes if name not in job.not_measured and job.metric(name).references]
+    for name in named:
+        metric = job.metric(name)
+        path = folder / f"{job.protocol['name']}.{name}.npz"
+        metric.save_reference(path, _rows(job, name, metric, arms, marks)[0]["ceiling"], split=job.split.name)
+        print(f"{path}: statistics of {len(marks)} true pictures; compare with them by metric.{name}.reference={path}")
+    if not named:
+        print(
+            f"references={folder}: none of {', '.join(job.nodes)} compares with statistics; name one, such as metric=[fid]"
+        )
 
 
 def _repeated(true: list[Row], count: int) -> list[Row]:

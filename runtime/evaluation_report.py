@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -21,9 +22,11 @@ from evaluation.report import PictureRow, choose, write_metrics, write_report
 from evaluation.scene_scores import SceneScores
 from evaluation.wording import ARMS, SCORED, lower_is_better, primary_metric, title
 from loggers.metrics_csv import read_metrics
+from loggers.weights_and_biases import BoxedPicture
 
 if TYPE_CHECKING:
     from runtime.evaluation import Evaluation
+    from scenes import Scene
 
 LIBRARIES = ("torch", "diffusers", "transformers", "pytorch-lightning", "numpy")
 CURVES = ("train/loss", "validation/loss", "layout/")
@@ -111,7 +114,39 @@ def write_outcome(
     write_report(
         out / "report.html", result, pictures=rows, curves=drawn, plots=_by_complexity(scores, scored, list(pictures))
     )
+    for node in cfg.logger.values():
+        _log(node, out, result, rows)
     return {**result, "out": out}
+
+
+def _log(node: DictConfig, out: Path, result: Mapping[str, Any], rows: Sequence[PictureRow]) -> None:
+    """Sends tables and pictures of an evaluation to Weights & Biases."""
+    logger = instantiate({**node, "save_dir": node.save_dir or str(out)}, _convert_="all")
+    scored = next(iter(rows)).arm if rows else ""
+    names = sorted({name for row in rows for name in row.of_arm(scored)})
+    logger.log_evaluation(
+        str(result["protocol"]["name"]),
+        values={
+            arm: {name: asdict(value) for name, value in of_arm.items()} for arm, of_arm in result["values"].items()
+        },
+        columns=["scene", "caption", "true", ARMS.get(scored, scored), "without the scene", *names],
+        rows=[
+            [
+                row.scene.id,
+                row.scene.caption,
+                *(_boxed(picture, row.scene) for picture in (row.true, row.picture, row.without_scene)),
+                *(row.score(name) for name in names),
+            ]
+            for row in rows
+        ],
+    )
+    logger.finalize("success")
+
+
+def _boxed(picture: Image.Image | None, scene: Scene) -> BoxedPicture | None:
+    """A picture with the scene's boxes."""
+    boxed = [(item.phrase, item.box) for item in scene.objects if item.box is not None]
+    return None if picture is None else BoxedPicture(picture=picture, boxes=boxed)
 
 
 def curves(run: Path) -> dict[str, list[tuple[float, float]]]:

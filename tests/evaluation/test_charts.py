@@ -22,7 +22,7 @@ def paths(html, kind):
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.31, 0.32), (-3, 17), (0, 12345), (1e-9, 2e-9), (5, 5), (0, 0), (-2, -2)]
+    ("low", "high"), [(0, 1), (0.31, 0.32), (-3, 17), (0, 12345), (1e-9, 2e-9), (0, 3e-13), (5, 5), (0, 0), (-2, -2)]
 )
 def test_ticks_span_the_values_in_round_steps(low, high):
     marks = ticks(low, high)

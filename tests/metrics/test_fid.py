@@ -155,7 +155,9 @@ def test_a_reference_of_another_network_is_refused(sets, measured, torchscript, 
     with pytest.raises(ValueError, match="is of weights"):
         FID(weights=other, reference=path).compute(measured[0])
     np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match="holds no count, mode, split, weights; write it by FID.save_reference"):
+    with pytest.raises(
+        ValueError, match="holds no count, mode, split, weights; write it by evaluate.py references=DIR"
+    ):
         Reference.load(path)
     with pytest.raises(NotAvailable, match=r"none\.npz: no such file"):
         FID(reference=tmp_path / "none.npz").compute(sets[0])

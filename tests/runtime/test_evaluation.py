@@ -1,6 +1,7 @@
 """An evaluation over a real short run: which arms there are, and what they are called."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -85,6 +86,34 @@ def test_refined_pictures_lie_beside_those_before_and_are_made_of_them_alone(eva
     assert pictures(tmp_path, "with_scene") == both
     with pytest.raises(ValueError, match="were made with"):
         evaluated(shown, *small, "refiner.strength=0.5")
+
+
+def test_tables_and_pictures_go_to_wandb_in_the_run_of_the_training(evaluated, short_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    shutil.copytree(short_run[0].run, run)
+    (run / "wandb").mkdir()
+    (run / "wandb" / "run_id").write_text("cafe0123\n")
+    kept, _ = evaluated(f"run={run}", f"out={tmp_path}", "logger=wandb")
+    (file,) = (run / "wandb").glob("offline-run-*/run-cafe0123.wandb")
+    content = file.read_bytes()
+    assert b"shapes/with_scene/layout_iou" in content
+    (folder,) = (run / "wandb").glob("offline-run-*/files/media/table/shapes")
+    tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in folder.glob("*.table.json")}
+    listed = {(arm, name): mean for arm, name, mean, *_ in tables["values"]["data"]}
+    assert listed["with_scene", "layout_iou"] == pytest.approx(kept["values"]["with_scene"]["layout_iou"]["mean"])
+    scenes = tables["scenes"]
+    assert scenes["columns"][:5] == ["scene", "caption", "true", "with the scene", "without the scene"]
+    assert len(scenes["data"]) == 3
+    # three pictures a scene, each scene's phrases as the classes of its boxes
+    assert len(set(re.findall(rb"media/images/\w+\.png", content))) == 9
+    assert len(set(re.findall(rb"media/classes/\w+\.classes\.json", content))) == 3
+
+
+def test_other_loggers_are_refused():
+    with pytest.raises(ValueError, match="^logger=csv: an evaluation writes metrics.json and report.html"):
+        compose("evaluate", ["images=real", "logger=csv"])
 
 
 def test_given_pictures_are_not_refined(evaluated, tmp_path):
