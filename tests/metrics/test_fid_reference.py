@@ -29,8 +29,8 @@ def test_an_evaluation_keeps_statistics_and_another_compares_with_them(torchscri
     for place, scene in enumerate(split.scenes):
         Image.fromarray(split.true.read(place)[::-1]).save(tmp_path / "given" / f"{scene.id}.png")
     images = f"images={tmp_path / 'given'}"
-    with_pictures = evaluated("pictures", images)["pictures"]["fid_clean"]["mean"]
-    with_statistics = evaluated("statistics", images, f"metric.fid.reference={file}")["pictures"]["fid_clean"]["mean"]
+    with_pictures = evaluated("pictures", images)["pictures"]["fid_clean"].mean
+    with_statistics = evaluated("statistics", images, f"metric.fid.reference={file}")["pictures"]["fid_clean"].mean
     assert with_pictures > 0
     assert with_statistics == pytest.approx(with_pictures, rel=1e-6)
     told = json.loads((tmp_path / "statistics" / "metrics.json").read_text())["metrics"]["fid"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 from PIL import Image
@@ -97,7 +98,10 @@ def test_tables_and_pictures_go_to_wandb_in_the_run_of_the_training(evaluated, s
     (run / "wandb" / "run_id").write_text("cafe0123\n")
     kept, _ = evaluated(f"run={run}", f"out={tmp_path}", "logger=wandb")
     (file,) = (run / "wandb").glob("offline-run-*/run-cafe0123.wandb")
-    content = file.read_bytes()
+    for _ in range(300):  # its writer is another process
+        if b"shapes/with_scene/layout_iou" in (content := file.read_bytes()):
+            break
+        time.sleep(0.1)
     assert b"shapes/with_scene/layout_iou" in content
     (folder,) = (run / "wandb").glob("offline-run-*/files/media/table/shapes")
     tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in folder.glob("*.table.json")}
