@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare clean
+.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        set up, train an adapter on two cores, evaluate it, end with a page of pictures"
 	@echo "make test        set up and run the tests"
 	@echo "make check       format, lint, docstrings, types"
+	@echo "make site        the documentation with the API, in site/"
+	@echo "make study       the methods and their combinations on one budget (docs/study.md): 80 minutes on two cores"
 	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop)"
 
 setup: .venv/installed
@@ -52,6 +54,12 @@ bench-graphs: setup
 
 bench-prepare: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prepare
+
+site: setup  # the documentation with the API, site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+study: setup  # docs/study.md; about 80 minutes on two cores, goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.study
 
 clean:
 	rm -rf runs data .pytest_cache .ruff_cache
