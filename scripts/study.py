@@ -23,7 +23,6 @@ ARMS = [arm for number in (1, 2, 3) for arm in itertools.combinations(METHODS, n
 SEEDS = (0, 1, 2)
 SCENES = 64  # of the test split, the same for all runs
 VALUES = ("layout_iou", "colour", "shape", "relations")
-WITHOUT = "no scene"
 WIDTH, ROW, LEFT, GAP = 760, 22, 170, 14  # px of the picture
 
 
@@ -75,22 +74,22 @@ def summary(out: Path) -> dict[str, Any]:
         out: the study's folder.
 
     Returns:
-        JSON values; an arm without a finished run is not among them.
+        JSON values; methods without a finished run are not among them.
     """
     arms: dict[str, Any] = {}
-    bare: dict[str, list[float]] = {name: [] for name in VALUES}
     for arm in ARMS:
         runs = {seed: values for seed in SEEDS if (values := measured(run_of(out, arm, seed))) is not None}
         if not runs:
             continue
         arms["+".join(arm)] = {
             "seeds": sorted(runs),
-            "values": {name: [runs[seed]["with_scene"][name]["mean"] for seed in sorted(runs)] for name in VALUES},
+            **{
+                key: {name: [runs[seed][key][name]["mean"] for seed in sorted(runs)] for name in VALUES}
+                for key in ("with_scene", "without_scene")
+            },
             **cost(arm),
         }
-        for name in VALUES:
-            bare[name] += [values["without_scene"][name]["mean"] for values in runs.values()]
-    return {"scenes": SCENES, "arms": arms, "without": bare}
+    return {"scenes": SCENES, "arms": arms}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -101,24 +100,24 @@ def table(found: Mapping[str, Any]) -> str:
         return f"{statistics.mean(values):.3f}{spread}"
 
     lines = [
-        f"| methods | {' | '.join(VALUES)} | parameters | operations of a step | seeds |",
-        f"|---|{'---|' * len(VALUES)}---|---|---|",
+        f"| methods | {' | '.join(VALUES)} | without the scene: layout_iou, relations | parameters | operations | seeds |",
+        f"|---|{'---|' * len(VALUES)}---|---|---|---|",
     ]
-    if any(found["without"].values()):
-        bare = " | ".join(cell(found["without"][name]) for name in VALUES)
-        lines.append(f"| {WITHOUT} (all runs) | {bare} | | | |")
     least = min((arm["step"] for arm in found["arms"].values()), default=1.0)
     for name, arm in found["arms"].items():
-        cells = " | ".join(cell(arm["values"][value]) for value in VALUES)
-        lines.append(
-            f"| {name} | {cells} | {arm['trained'] / 1e6:.2f} M | {arm['step'] / least:.2f} × | {len(arm['seeds'])} |"
-        )
+        cells = " | ".join(cell(arm["with_scene"][value]) for value in VALUES)
+        bare = ", ".join(f"{statistics.mean(arm['without_scene'][value]):.3f}" for value in ("layout_iou", "relations"))
+        took = f"{arm['trained'] / 1e6:.2f} M | {arm['step'] / least:.2f} ×"
+        lines.append(f"| {name.replace('+', ' + ')} | {cells} | {bare} | {took} | {len(arm['seeds'])} |")
     return "\n".join(lines) + "\n"
 
 
 def picture(found: Mapping[str, Any]) -> str:
-    """The study as an SVG: a panel for each value, a row for each arm, a dot for each seed and a bar for their mean."""
-    rows = [(WITHOUT, found["without"]), *((name, arm["values"]) for name, arm in found["arms"].items())]
+    """The study as an SVG: a panel for each value, a row for each arm, a dot for each seed, a bar for their mean.
+
+    A stroke marks the mean without the scene: the same weights, given the caption alone.
+    """
+    rows = list(found["arms"].items())
     panel = (WIDTH - LEFT) / len(VALUES) - GAP
     height = ROW * (len(rows) + 2)
     parts = [
@@ -132,15 +131,13 @@ def picture(found: Mapping[str, Any]) -> str:
             x = x0 + mark * panel
             parts.append(f'<path d="M{x:.1f} {ROW}V{height - ROW}" stroke="#ddd"/>')
             parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle" fill="#666">{mark:g}</text>')
-        for row, (_, values) in enumerate(rows):
+        for row, (_, arm) in enumerate(rows):
             y = ROW * (row + 1.5)
-            if not values[value]:
-                continue
-            mean = statistics.mean(values[value])
+            values, mean = arm["with_scene"][value], statistics.mean(arm["with_scene"][value])
+            bare = x0 + statistics.mean(arm["without_scene"][value]) * panel
             parts.append(f'<rect x="{x0:.1f}" y="{y - 5:.1f}" width="{mean * panel:.1f}" height="10" fill="#93c5fd"/>')
-            parts += [
-                f'<circle cx="{x0 + each * panel:.1f}" cy="{y:.1f}" r="2.5" fill="#1e3a8a"/>' for each in values[value]
-            ]
+            parts += [f'<circle cx="{x0 + each * panel:.1f}" cy="{y:.1f}" r="2.5" fill="#1e3a8a"/>' for each in values]
+            parts.append(f'<path d="M{bare:.1f} {y - 8:.1f}v16" stroke="#b91c1c" stroke-width="2"/>')
     parts += [
         f'<text x="{LEFT - 10}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + "))}</text>'
         for row, (name, _) in enumerate(rows)
