@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare clean
+.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare bench-shards clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        set up, train an adapter on two cores, evaluate it, end with a page of pictures"
 	@echo "make test        set up and run the tests"
 	@echo "make check       format, lint, docstrings, types"
-	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop)"
+	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop; bench-shards: loading)"
 
 setup: .venv/installed
 
@@ -36,7 +36,7 @@ check: setup
 	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime preparation labelling
 	$(BIN)/pyright
 
-bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare
+bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare bench-shards
 
 bench-loop: setup
 	$(BIN)/python -m benchmarks.loop
@@ -52,6 +52,9 @@ bench-graphs: setup
 
 bench-prepare: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prepare
+
+bench-shards: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shards
 
 clean:
 	rm -rf runs data .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.shards import Record, ShardError, ShardSet
+from datamodules.storage import named
 
 
 class MixedShards:
@@ -57,22 +58,23 @@ class MixedShards:
         return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row, mirrored=mirrored)
 
 
-def folders_of(shards: str | Path | Sequence[str]) -> tuple[Path, ...]:
+def folders_of(shards: str | Path | Sequence[str]) -> tuple[str | Path, ...]:
     """The folders that `data.shards` names.
 
     Args:
         shards: One folder, or a list of them.
 
     Returns:
-        At least one, none twice.
+        At least one, none twice: a path, or an address.
 
     Raises:
         ValueError: The list is empty, or names a folder twice.
     """
-    folders = (Path(shards),) if isinstance(shards, str | Path) else tuple(Path(name) for name in shards)
+    names = (shards,) if isinstance(shards, str | Path) else tuple(shards)
+    folders = tuple(named(name) for name in names)
     if not folders:
         raise ValueError("data.shards=[]: names no folder; give [DIR1,DIR2]")
-    real = [folder.resolve() for folder in folders]
+    real = [folder.resolve() if isinstance(folder, Path) else folder for folder in folders]
     for place, folder in enumerate(real):
         if folder in real[:place]:
             raise ValueError(f"data.shards: {folders[place]} is named twice; name it once with a larger weight")
