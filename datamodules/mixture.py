@@ -57,6 +57,17 @@ class MixedShards:
         part = self.parts[place]
         return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row, mirrored=mirrored)
 
+    @property
+    def fetches_ahead(self) -> bool:
+        """As `ShardSet.fetches_ahead`, of any folder."""
+        return any(part.fetches_ahead for part in self.parts)
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        """As `ShardSet.fetch`, of shards of one folder."""
+        place = bisect.bisect_right(self._shard_ends, shards[0])
+        part = self.parts[place]
+        part.fetch([shard - (self._shard_ends[place] - len(part.sizes)) for shard in shards])
+
 
 def folders_of(shards: str | Path | Sequence[str]) -> tuple[str | Path, ...]:
     """The folders that `data.shards` names.

@@ -360,7 +360,7 @@ def _opened(path: str | Path, transform: SceneTransform, cache: ShardCache | Non
 
 
 def _check_room(parts: Sequence[ShardSet], cache: ShardCache, window: int) -> None:
-    """Refuse a cache that would fetch the shards that are read at once over and over again.
+    """Refuse a cache that would fetch the shards that are read at once over and over again; with room for twice as many, use it.
 
     Args:
         parts: The folders, opened.
@@ -377,6 +377,8 @@ def _check_room(parts: Sequence[ShardSet], cache: ShardCache, window: int) -> No
             f"data.cache_bytes={cache.limit}: the data.window={window} shards that are read at once have up to {needed} bytes; "
             "raise data.cache_bytes, or lower data.window"
         )
+    for part in remote:
+        part.has_room_ahead = 2 * needed <= cache.limit
 
 
 def _weights(weights: Sequence[int] | None, folders: tuple[str | Path, ...], make: Make | None) -> tuple[int, ...]:

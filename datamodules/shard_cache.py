@@ -60,7 +60,7 @@ class ShardCache:
         with contextlib.suppress(FileNotFoundError):
             return _used(path)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._held(_FETCHING, int(entry.sha256[:12], 16)):  # the others of this machine wait for one fetch
+        with self._held(f"{_FETCHING}{entry.sha256[:2]}"):  # the others of this machine wait for one fetch
             with contextlib.suppress(FileNotFoundError):
                 return _used(path)
             return self._fetched(place, entry, path)
@@ -80,7 +80,7 @@ class ShardCache:
 
     def _has_reserved(self, size: int, draft: Path) -> bool:
         """Makes room for a shard; the draft's name says how much it will take."""
-        with self._held(_ROOM, 0):
+        with self._held(_ROOM):
             kept, taken = [], size
             for entry in os.scandir(self.folder):
                 if entry.name.endswith(PARTIAL):
@@ -128,10 +128,10 @@ class ShardCache:
         raise ShardError(f"shards={folder}: {fault}; run `python prepare.py task=check shards={folder}`")
 
     @contextlib.contextmanager
-    def _held(self, name: str, byte: int) -> Iterator[None]:
-        """Holds a byte of a lock file, of which no other process has hold then; threads of one process are not kept apart."""
-        with (self.folder / name).open("ab") as locks:
-            fcntl.lockf(locks, fcntl.LOCK_EX, 1, byte)
+    def _held(self, name: str) -> Iterator[None]:
+        """Holds a lock file, as no other process or thread does then."""
+        with (self.folder / name).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 

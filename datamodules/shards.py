@@ -14,7 +14,9 @@ import itertools
 import json
 import os
 import struct
+import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +148,7 @@ class ShardSet:
         latents: The form of the latents; None where there are pictures.
         index: The content of `index.json`.
         entries: Name, count, size and checksum of each shard.
+        has_room_ahead: Whether `fetch` may be asked for shards that are not needed yet.
 
     Raises:
         ShardError: There are no shards, or one is missing, truncated or changed; or they are remote and there is no cache.
@@ -157,7 +160,7 @@ class ShardSet:
             raise ShardError(
                 f"shards={path}: remote shards are read through copies; set data.cache=DIR, on a local disk"
             )
-        self._cache = cache
+        self._cache, self.has_room_ahead = cache, False
         self.index = read_index(self.path)
         self.entries = tuple(ShardEntry(**entry) for entry in self.index["shards"])
         self.provides = frozenset(self.index["provides"])
@@ -233,6 +236,22 @@ class ShardSet:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
         except (OSError, ValueError, SyntaxError, struct.error, zlib.error) as error:  # Pillow raises all of these
             raise self._unreadable(shard, row, error) from error
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether shards are remote, and there is room for those of a window before they are needed."""
+        return self.has_room_ahead and not isinstance(self.path, Path)
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        """Has copies of remote shards made beside whatever else is done; what goes wrong is said when they are read."""
+        if self.fetches_ahead:
+            threading.Thread(target=self._fetch, args=(tuple(shards),), daemon=True, name="shards ahead").start()
+
+    def _fetch(self, shards: Sequence[int]) -> None:
+        first = os.getpid() % len(shards)  # each process begins with another one
+        for shard in (*shards[first:], *shards[:first]):
+            with contextlib.suppress(OSError, ShardError):
+                os.close(self._file(shard))
 
     def _halves(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """A stored latent by itself, or mean and log-variance of moments; refused where it is not of the form that was said."""

@@ -18,7 +18,7 @@ class Brightness(SceneMetric):
         return {"brightness": float(image.mean())}
 
 
-def on_two_ranks(work, *, timeout=240):
+def on_two_ranks(work, *, timeout=1500):
     """What `work(rank)` gives in each of two processes that share a process group; the first error of either is raised.
 
     Args:

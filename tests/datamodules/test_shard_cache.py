@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -202,6 +203,30 @@ def test_a_run_is_refused_where_its_cache_is_too_small_or_not_named(local, remot
     data.setup("fit")
     assert [part.samples for part in data.parts(30)] == [COUNT, COUNT]
     assert data.training_set[COUNT + 3].scene == data.training_set[3].scene
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_next_window_is_fetched_while_one_is_read(local, remote, tmp_path, mixed):
+    options = {"shards": [remote, str(local)], "weights": [1, 2]} if mixed else {"shards": remote}
+    data = data_of(cache=str(tmp_path), cache_bytes=2 * largest(local, 3), **options)
+    data.setup("fit")
+    dataset = PositionDataset(data.training_set, SceneTransform(resolution=32), order=data.order)
+    order = data.order.orders[0] if mixed else data.order
+    entries = ShardSet(local).entries
+    following = {entries[shard].sha256 for shard in order.ahead(0)[1]}
+    assert {shard for shard, _ in map(order.__getitem__, range(COUNT))} == set(range(SHARDS))
+    assert len(following) == 3
+    position = 0
+    while mixed and data.order.locate(position)[0] != 0:
+        position += 1
+    dataset[position]
+    until = time.monotonic() + 30
+    while not following <= {path.stem for path in tmp_path.glob("*.tar")}:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert order.ahead(COUNT - 1)[0] == (0, 1)
+    again = order.ahead(COUNT - 1)[1]
+    assert set(again) == {order[COUNT + n][0] for n in range(sum(entries[shard].count for shard in again))}
 
 
 opened = []

@@ -19,7 +19,7 @@ from runtime.build import build_data, build_trainer
 from runtime.run_directory import RunDirectory
 from tests.two_ranks import on_two_ranks
 
-STEPS = 20
+STEPS, FEW = 20, 6
 SMALL = {
     "regions": (),
     "boxes": ("conditioning=boxes",),
@@ -69,6 +69,11 @@ def runs(short, fit, poisoned, tmp_path_factory):
             without=["data.make_validation", "callback", *(["conditioning"] if method != "regions" else [])],
         )
 
+    def accumulated(name, *overrides):
+        """A short run whose steps have four micro-batches."""
+        few = (f"trainer.max_steps={FEW}", "trainer.save_every=4", "trainer.accumulate=4", "trainer.validate_every=99")
+        return settings(name, "regions", *few, *overrides)
+
     def broken_off(name, origin):
         """A copy of a run as a kill after its step 8 leaves it."""
         shutil.copytree(folder / origin, folder / name)
@@ -85,7 +90,12 @@ def runs(short, fit, poisoned, tmp_path_factory):
 
     def drawn(name, *overrides):
         """Of the same weights in all: nothing is learnt."""
-        start = ("optimizer.learning_rate=0", "trainer.max_steps=1", f"start_from={folder / '1-regions'}")
+        start = (
+            "optimizer.learning_rate=0",
+            "optimizer.warmup_steps=0",
+            "trainer.max_steps=1",
+            f"start_from={folder / '1-regions'}",
+        )
         cfg = settings(name, "regions", *start, "trainer.validate_every=1", *overrides)
         cfg.callback.layout_score.metric._target_ = "tests.two_ranks.Brightness"
         fit(cfg)
@@ -93,14 +103,14 @@ def runs(short, fit, poisoned, tmp_path_factory):
     for method in SMALL:
         fit(settings(f"1-{method}", method))
     drawn("1-drawn")
-    fit(settings("1-accumulated", "regions", "trainer.accumulate=4"))
+    fit(accumulated("1-accumulated"))
     broken_off("1-to-2", "1-regions")
     nonfinite("1-nonfinite")
 
     def both(rank):
         for method in SMALL:
             fit(settings(f"2-{method}", method, *TWO))
-        fit(settings("2-accumulated", "regions", *TWO, "trainer.accumulate=4"))
+        fit(accumulated("2-accumulated", *TWO))
         torch.distributed.barrier()
         if rank == 0:
             broken_off("2-to-2", "2-regions")
@@ -128,15 +138,20 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-PAIRS = [*((f"1-{m}", f"2-{m}") for m in SMALL), ("1-regions", "2-accumulated"), ("1-regions", "1-accumulated")]
+PAIRS = [*((f"1-{method}", f"2-{method}", STEPS) for method in SMALL), ("1-accumulated", "2-accumulated", FEW)]
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_losses_are_those_of_one_process_at_the_same_global_batch(runs, pair):
-    one, two = (logged(runs / name, "train/loss") for name in pair)
-    assert list(one) == list(two) == list(range(STEPS))
+@pytest.mark.parametrize(("one", "two", "steps"), PAIRS)
+def test_losses_are_those_of_one_process_at_the_same_global_batch(runs, one, two, steps):
+    one, two = (logged(runs / name, "train/loss") for name in (one, two))
+    assert list(one) == list(two) == list(range(steps))
     assert two == pytest.approx(one, abs=1e-5)
-    assert len(set(one.values())) == STEPS
+    assert len(set(one.values())) == steps
+
+
+def test_the_loss_of_accumulated_steps_is_the_mean_over_all_of_them(runs):
+    whole, parts = (logged(runs / name, "train/loss") for name in ("1-regions", "1-accumulated"))
+    assert parts[0] == pytest.approx(whole[0], abs=1e-5)  # later ones follow a schedule of fewer steps
 
 
 @pytest.mark.parametrize("name", ["gradient_norm", "validation/loss"])
@@ -156,10 +171,10 @@ def test_pictures_and_scores_that_ranks_share_are_exactly_those_of_one_process(r
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("run", ["regions", "accumulated"])
-def test_the_learning_rate_ends_where_the_schedule_says(runs, processes, run):
-    factor = learning_rate_factor(steps=STEPS, schedule="cosine", warmup_steps=3, final_fraction=0.1)
-    for step in (8, STEPS):
+@pytest.mark.parametrize(("run", "middle", "steps"), [("regions", 8, STEPS), ("accumulated", 4, FEW)])
+def test_the_learning_rate_ends_where_the_schedule_says(runs, processes, run, middle, steps):
+    factor = learning_rate_factor(steps=steps, schedule="cosine", warmup_steps=3, final_fraction=0.1)
+    for step in (middle, steps):
         [schedule] = stored(runs / f"{processes}-{run}", step)["lr_schedulers"]
         assert schedule["last_epoch"] == step
         assert schedule["_last_lr"] == [pytest.approx(1e-3 * factor(step))]
