@@ -266,6 +266,6 @@ def test_fewer_shards_than_ranks_and_workers_serve_all(tmp_path, shard_size):
     seen = []
     for rank in range(ranks):
         plan = [batches.positions(number, rank) for number in range(4)]
-        loader = PositionLoader(dataset, functools.partial(list, plan), length=len(plan), workers=3 if rank == 0 else 0)
+        loader = PositionLoader(dataset, functools.partial(list, plan), length=len(plan), workers=2 if rank == 0 else 0)
         seen += [position for batch in loader for position in batch.positions.tolist()]
     assert sorted(seen) == list(range(32))
