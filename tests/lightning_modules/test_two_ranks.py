@@ -198,7 +198,8 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, resumed, origin):
 
 
 def test_what_is_not_finite_on_one_rank_leaves_the_step_out_on_both(runs):
-    one, two = ([json.loads(line) for line in (runs / f"{n}-nonfinite" / "nonfinite.jsonl").open()] for n in (1, 2))
+    files = (runs / f"{n}-nonfinite" / "nonfinite.jsonl" for n in (1, 2))
+    one, two = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert len(one) == 1
     assert [line | {"rank": 0} for line in two] == one
     assert two[0]["rank"] == two[0]["position"] % 8 // 4
