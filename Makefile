@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study clean
+.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study bench-shards clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,7 @@ help:
 	@echo "make check       format, lint, docstrings, types"
 	@echo "make site        the documentation with the API, in site/"
 	@echo "make study       the methods and their combinations on one budget (docs/study.md): 80 minutes on two cores"
-	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop)"
+	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop; bench-shards: loading)"
 
 setup: .venv/installed
 
@@ -38,7 +38,7 @@ check: setup
 	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime preparation labelling
 	$(BIN)/pyright
 
-bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare
+bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare bench-shards
 
 bench-loop: setup
 	$(BIN)/python -m benchmarks.loop
@@ -60,6 +60,9 @@ site: setup  # the documentation with the API, site/index.html
 
 study: setup  # docs/study.md; about 80 minutes on two cores, goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.study
+
+bench-shards: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shards
 
 clean:
 	rm -rf runs data .pytest_cache .ruff_cache

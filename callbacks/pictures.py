@@ -10,45 +10,60 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
+from callbacks.sharing import shared
 from models.sampling import to_uint8
-from scenes import SceneBatch
+from scenes import Scene
 from scenes.draw import draw_boxes, grid
 
 
 class Pictures(pl.Callback):
-    """Draws the same held-out scenes every so many steps, from the averaged weights.
+    """Draws the same held-out scenes every so many steps, from the averaged weights; all ranks draw, each its share.
 
     Args:
         folder: where `step=<step>.png` go.
         every: optimizer steps between pictures.
         scenes: how many scenes.
         seed: of the start latents.
+        at_once: scenes that a rank draws at once.
     """
 
-    def __init__(self, *, folder: str, every: int, scenes: int = 6, seed: int = 0) -> None:
+    def __init__(self, *, folder: str, every: int, scenes: int = 6, seed: int = 0, at_once: int = 2) -> None:
         self.folder, self.every, self.scenes, self.seed = Path(folder), every, scenes, seed
+        self.at_once = at_once
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws on the steps that are due."""
         step = trainer.global_step
-        due = step % self.every == 0 and trainer.fit_loop.epoch_loop._should_accumulate() is False
-        if due and trainer.is_global_zero:
-            self._draw(trainer, pl_module, step)
+        if step % self.every or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        with pl_module.averaged(), torch.no_grad():
+            rows = shared(
+                trainer,
+                pl_module,
+                lambda held_out: self._drawn(pl_module, held_out),
+                scenes=self.scenes,
+                at_once=self.at_once,
+            )
+        if trainer.is_global_zero:
+            self._keep(trainer, _sheet(rows), step)
 
-    @rank_zero_only
-    def _draw(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        held_out = trainer.datamodule.held_out(self.scenes).to(module.device)
-        null = held_out.scenes.drop(torch.zeros(len(held_out), dtype=torch.bool))
-        with module.averaged(), torch.no_grad():
-            drawn = module.sample(held_out.scenes, seed=self.seed)
-            bare = module.sample(null, seed=self.seed) if module.conditioning.adapters else None
-            true = held_out.images if held_out.images is not None else module.backbone.decode(held_out.latents)
+    def _drawn(self, module: Any, held_out: Any) -> list[tuple[Scene, dict[str, np.ndarray]]]:
+        """Of each scene its pictures (H, W, 3) uint8 by the title of their column."""
+        true = held_out.images if held_out.images is not None else module.backbone.decode(held_out.latents)
+        drawn = module.sample(held_out.scenes, seed=self.seed)
         columns = {"true": true, "drawn": drawn}
-        if bare is not None:
-            columns = {"true": true, "with the scene": drawn, "without": bare}
-        sheet = _sheet(columns, held_out.scenes)
+        if module.conditioning.adapters:
+            null = held_out.scenes.drop(torch.zeros(len(held_out), dtype=torch.bool))
+            columns = {"true": true, "with the scene": drawn, "without": module.sample(null, seed=self.seed)}
+        pictures = [to_uint8(images) for images in columns.values()]
+        return [
+            (scene, dict(zip(columns, row, strict=True)))
+            for scene, *row in zip(held_out.scenes, *pictures, strict=True)
+        ]
+
+    def _keep(self, trainer: pl.Trainer, sheet: Image.Image, step: int) -> None:
+        """Writes a sheet, and gives it to the loggers that show pictures."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step={step:07d}.png")
         for logger in trainer.loggers:
@@ -58,10 +73,7 @@ class Pictures(pl.Callback):
                 logger.log_image("pictures", [sheet], step=step)
 
 
-def _sheet(columns: dict[str, torch.Tensor], scenes: SceneBatch) -> Image.Image:
-    pictures = [[Image.fromarray(image) for image in to_uint8(images)] for images in columns.values()]
-    rows = [
-        [draw_boxes(cell, scene) for cell in row]
-        for row, scene in zip(zip(*pictures, strict=True), scenes, strict=True)
-    ]
-    return grid(rows, titles=list(columns))
+def _sheet(rows: list[tuple[Scene, dict[str, np.ndarray]]]) -> Image.Image:
+    """A row for each scene, its boxes drawn over each picture."""
+    cells = [[draw_boxes(Image.fromarray(image), scene) for image in row.values()] for scene, row in rows]
+    return grid(cells, titles=list(rows[0][1]))

@@ -35,6 +35,7 @@ class StartFrom(pl.Callback):
             ValueError: the checkpoint does not fit; it is named.
         """
         stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        stored.pop("nonfinite", None)  # steps that another run has left out
         try:
             pl_module.on_load_checkpoint(stored)
         except ValueError as error:

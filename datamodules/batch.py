@@ -19,10 +19,11 @@ class Batch:
         images: (B, 3, H, W) float32 in [-1, 1]; None where there are latents.
         scenes: The B scenes, in the frames of the pictures.
         positions: (B,) int64, where the samples stand in the stream of samples (validation: in the held-out
-            shards); random numbers of a step are drawn from (seed, position).
+            shards); random numbers of a step are drawn from (seed, position). They stay on the CPU, where they are read.
         latents: (B, C, h, w) float32 as the denoiser takes them, multiplied by the autoencoder's factor; None
             where there are pictures.
         dropped: Objects of these scenes that the crop to the resolution left too little of.
+        faults: What was wrong with samples that could not be read, in whose places others stand.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class Batch:
         positions: torch.Tensor,
         latents: torch.Tensor | None = None,
         dropped: int = 0,
+        faults: Sequence[str] = (),
     ) -> None:
         self.images = images
         self.latents = latents
         self.scenes = scenes
         self.positions = positions
         self.dropped = dropped
+        self.faults = tuple(faults)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -49,8 +52,9 @@ class Batch:
             None if self.images is None else self.images.to(device, non_blocking=True),
             latents=None if self.latents is None else self.latents.to(device, non_blocking=True),
             scenes=self.scenes.to(device),
-            positions=self.positions.to(device, non_blocking=True),
+            positions=self.positions,
             dropped=self.dropped,
+            faults=self.faults,
         )
 
     def pin_memory(self) -> "Batch":
@@ -59,8 +63,9 @@ class Batch:
             None if self.images is None else self.images.pin_memory(),
             latents=None if self.latents is None else self.latents.pin_memory(),
             scenes=self.scenes,
-            positions=self.positions.pin_memory(),
+            positions=self.positions,
             dropped=self.dropped,
+            faults=self.faults,
         )
 
 
@@ -74,4 +79,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         scenes=SceneBatch([sample.scene for sample in samples]),
         positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
         dropped=sum(sample.dropped for sample in samples),
+        faults=[sample.fault for sample in samples if sample.fault is not None],
     )

@@ -4,7 +4,9 @@ The order comes from `order.py`; worker processes only fetch, so their number ch
 run belongs to `scene_datamodule.py`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batch import Batch, collate
 from datamodules.mixture import MixedShards
 from datamodules.order import MixedOrder, SampleOrder
-from datamodules.shards import ShardSet
+from datamodules.shards import Record, SampleUnreadable, ShardSet
 from datamodules.transforms import Sample, SceneTransform
 
 
@@ -35,12 +37,49 @@ class PositionDataset(Dataset[Sample]):
         self._shards = shards
         self._transform = transform
         self._order = order
+        self._windows: dict[int, tuple[int, ...]] = {}  # of each set, the one that was come to last
 
     def __getitem__(self, position: int) -> Sample:
         if self._order is None:
             return self._transform(self._shards[position], position)
+        shard, row = self._order[position]
+        self._fetch_ahead(position)
         mirrored = self._transform.mirrors(position)
-        return self._transform(self._shards.read(*self._order[position], mirrored=mirrored), position)
+        try:
+            return self._transform(self._shards.read(shard, row, mirrored=mirrored), position)
+        except SampleUnreadable as error:
+            record = self._next_readable(shard, row, mirrored=mirrored)
+            return replace(self._transform(record, position), fault=str(error))
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Has the shards of the next window fetched, when the first sample of a window comes."""
+        if self._order is None or not self._shards.fetches_ahead:
+            return
+        window, shards = self._order.ahead(position)
+        of = window[0] if len(window) > 2 else 0
+        if self._windows.get(of) != window:
+            self._windows[of] = window
+            self._shards.fetch(shards)
+
+    def _next_readable(self, shard: int, row: int, *, mirrored: bool) -> Record:
+        """What stands in for a sample that cannot be read, so that batches stay full: the next of its shard that can.
+
+        Args:
+            shard: Number of the shard.
+            row: The sample's own row.
+            mirrored: As in `ShardSet.read`.
+
+        Returns:
+            Another sample.
+
+        Raises:
+            ShardError: No sample of the shard can be read.
+        """
+        count = self._shards.sizes[shard]
+        for step in range(1, count):
+            with contextlib.suppress(SampleUnreadable):
+                return self._shards.read(shard, (row + step) % count, mirrored=mirrored)
+        return self._shards.read(shard, row, mirrored=mirrored)
 
 
 class PositionLoader:

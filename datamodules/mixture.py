@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.shards import Record, ShardError, ShardSet
+from datamodules.storage import named
 
 
 class MixedShards:
@@ -56,23 +57,35 @@ class MixedShards:
         part = self.parts[place]
         return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row, mirrored=mirrored)
 
+    @property
+    def fetches_ahead(self) -> bool:
+        """As `ShardSet.fetches_ahead`, of any folder."""
+        return any(part.fetches_ahead for part in self.parts)
 
-def folders_of(shards: str | Path | Sequence[str]) -> tuple[Path, ...]:
+    def fetch(self, shards: Sequence[int]) -> None:
+        """As `ShardSet.fetch`, of shards of one folder."""
+        place = bisect.bisect_right(self._shard_ends, shards[0])
+        part = self.parts[place]
+        part.fetch([shard - (self._shard_ends[place] - len(part.sizes)) for shard in shards])
+
+
+def folders_of(shards: str | Path | Sequence[str]) -> tuple[str | Path, ...]:
     """The folders that `data.shards` names.
 
     Args:
         shards: One folder, or a list of them.
 
     Returns:
-        At least one, none twice.
+        At least one, none twice: a path, or an address.
 
     Raises:
         ValueError: The list is empty, or names a folder twice.
     """
-    folders = (Path(shards),) if isinstance(shards, str | Path) else tuple(Path(name) for name in shards)
+    names = (shards,) if isinstance(shards, str | Path) else tuple(shards)
+    folders = tuple(named(name) for name in names)
     if not folders:
         raise ValueError("data.shards=[]: names no folder; give [DIR1,DIR2]")
-    real = [folder.resolve() for folder in folders]
+    real = [folder.resolve() if isinstance(folder, Path) else folder for folder in folders]
     for place, folder in enumerate(real):
         if folder in real[:place]:
             raise ValueError(f"data.shards: {folders[place]} is named twice; name it once with a larger weight")

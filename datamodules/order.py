@@ -127,6 +127,17 @@ class SampleOrder:
         shard, row = self[position]
         return int(self._offsets[shard]) + row
 
+    def ahead(self, position: int) -> tuple[tuple[int, ...], list[int]]:
+        """The window that a position is in, and the shards of the window after it."""
+        window, _ = self._locate(position)
+        number, place = window.number
+        epoch, place = (
+            (self._epoch(number), place + 1)
+            if place + 2 < self._epoch(number).starts.size
+            else (self._epoch(number + 1), 0)
+        )
+        return window.number, epoch.shards[place * self.window : (place + 1) * self.window].tolist()
+
     def _locate(self, position: int) -> tuple[_Window, int]:
         if position < 0:
             raise IndexError(f"position {position}: positions start at 0")
@@ -218,6 +229,12 @@ class MixedOrder:
         """Number of the sample at a position, counted through the sets as they are given and stored."""
         chosen, own = self.locate(position)
         return self._first_samples[chosen] + self.orders[chosen].sample_at(own)
+
+    def ahead(self, position: int) -> tuple[tuple[int, ...], list[int]]:
+        """The window that a position is in, and the shards of the window after it in the same set."""
+        chosen, own = self.locate(position)
+        window, shards = self.orders[chosen].ahead(own)
+        return (chosen, *window), [self._first_shards[chosen] + shard for shard in shards]
 
     def locate(self, position: int) -> tuple[int, int]:
         """Which set has its turn at a position, and the position in that set's own order."""

@@ -21,7 +21,8 @@ from datamodules.mixture import MixedShards, folders_of
 from datamodules.order import GlobalBatches, MixedOrder, SampleOrder, check_weights, held_out_batches
 from datamodules.shard_index import read_index
 from datamodules.shard_writer import describe
-from datamodules.shards import ShardError, ShardSet, has_shards
+from datamodules.shards import ShardCache, ShardError, ShardSet, has_shards
+from datamodules.storage import named
 from datamodules.transforms import FLIPPED_LATENT, SceneTransform
 
 __all__ = ["Batch", "Part", "SceneDataModule"]
@@ -41,7 +42,7 @@ class Part:
         drawn: How often one of them comes.
     """
 
-    folder: Path
+    folder: str | Path
     samples: int
     drawn: int
 
@@ -78,9 +79,14 @@ class SceneDataModule(pl.LightningDataModule):
         validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
             not given.
         make_validation: As `make`, for the held-out shards.
+        cache: Where copies of shards behind an address (`s3://…`, `https://…`) are kept, on a local disk.
+        cache_bytes: Most bytes of such copies on a machine.
+        max_bad_fraction: Share of a rank's training samples that may be unreadable, of those it has had or of its share of
+            one epoch, whichever is more; the next readable sample of the shard stands in for one that is not.
 
     Attributes:
         dropped_objects: Objects of the batches so far that the crop to the resolution left too little of.
+        bad_samples: Samples of the rank's batches so far that could not be read.
 
     Raises:
         ValueError: `batch_size` is not a multiple of `accumulate`; weights do not fit the folders, or `make` is to make
@@ -109,6 +115,9 @@ class SceneDataModule(pl.LightningDataModule):
         validation_shards: str | None = None,
         validation_batch_size: int | None = None,
         make_validation: Make | None = None,
+        cache: str | None = None,
+        cache_bytes: float = 100e9,
+        max_bad_fraction: float = 0.0,
     ) -> None:
         super().__init__()
         # Refuses at start-up what no number of ranks would mend.
@@ -120,9 +129,11 @@ class SceneDataModule(pl.LightningDataModule):
         self.seed = seed
         self.window = window
         self.workers = workers
-        self.validation_shards = None if validation_shards is None else Path(validation_shards)
+        self.validation_shards = None if validation_shards is None else named(validation_shards)
+        self._cache = None if cache is None else ShardCache(cache, limit=cache_bytes)
+        self.max_bad_fraction = max_bad_fraction
         self.validation_batch_size = validation_batch_size or batch_size // accumulate
-        self.dropped_objects = 0
+        self.dropped_objects = self.bad_samples = self._samples = 0
         self._validation_transform = SceneTransform(
             resolution=resolution,
             min_area=min_area,
@@ -156,12 +167,16 @@ class SceneDataModule(pl.LightningDataModule):
         """Say what was lost."""
         if self.dropped_objects:
             log.warning("%d objects went because the centre crop left too little of them", self.dropped_objects)
+        if self.bad_samples:
+            log.warning("rank %d: %d of %d samples could not be read", self._rank, self.bad_samples, self._samples)
 
     @functools.cached_property
     def training_set(self) -> ShardSet | MixedShards:
         """The training samples."""
         _refuse_other_source(self.folders[0], self._make, setting="make")
-        opened = [_opened(folder, self._transform) for folder in self.folders]
+        opened = [_opened(folder, self._transform, self._cache) for folder in self.folders]
+        if self._cache is not None:
+            _check_room(opened, self._cache, self.window)
         return opened[0] if len(opened) == 1 else MixedShards(opened)
 
     @functools.cached_property
@@ -188,12 +203,12 @@ class SceneDataModule(pl.LightningDataModule):
         if self.validation_shards is None:
             raise ValueError("validation_shards=null: give a folder of held-out shards to validate on")
         _refuse_other_source(self.validation_shards, self._make_validation, setting="make_validation")
-        return _opened(self.validation_shards, self._validation_transform)
+        return _opened(self.validation_shards, self._validation_transform, self._cache)
 
-    def held_out(self, count: int) -> Batch:
-        """The first `count` held-out samples, or all, for pictures and scores during training."""
+    def held_out(self, count: int, *, first: int = 0) -> Batch:
+        """`count` held-out samples from number `first` on, or what there is, for pictures and scores during training."""
         dataset = PositionDataset(self.validation_set, self._validation_transform)
-        return collate([dataset[place] for place in range(min(count, len(self.validation_set)))])
+        return collate([dataset[place] for place in range(first, min(first + count, len(self.validation_set)))])
 
     @property
     def provides(self) -> frozenset[str]:
@@ -230,6 +245,9 @@ class SceneDataModule(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; every batch comes by here once."""
         self.dropped_objects += batch.dropped
+        self._samples += len(batch)
+        if batch.faults:
+            self._count_bad(batch.faults)
         return batch.to(device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,6 +271,26 @@ class SceneDataModule(pl.LightningDataModule):
                 f"batch_size={self.batch_size}: the checkpoint at position {state_dict['position']} "
                 f"was made with batch_size={state_dict['batch_size']}; set that to resume, or start a new run"
             )
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _count_bad(self, faults: Sequence[str]) -> None:
+        """Count samples that could not be read, and say which.
+
+        Args:
+            faults: What was wrong with each.
+
+        Raises:
+            ShardError: There are more than `max_bad_fraction`.
+        """
+        self.bad_samples += len(faults)
+        epoch = len(self.training_set) / self._attached_trainer().world_size
+        told = f"rank {self._rank}: {self.bad_samples} of {self._samples} samples could not be read, the last: {faults[-1]}"
+        if self.bad_samples > self.max_bad_fraction * max(self._samples, epoch):
+            raise ShardError(f"data.max_bad_fraction={self.max_bad_fraction:g}: {told}")
+        log.warning(told)
 
     def _loader(self, dataset: PositionDataset, plan: Callable[[], Any], length: int) -> PositionLoader:
         on_gpu = self._attached_trainer().strategy.root_device.type == "cuda"
@@ -291,12 +329,13 @@ class SceneDataModule(pl.LightningDataModule):
         return trainer.global_step * self.accumulate
 
 
-def _opened(path: Path, transform: SceneTransform) -> ShardSet:
+def _opened(path: str | Path, transform: SceneTransform, cache: ShardCache | None) -> ShardSet:
     """The samples of a folder, if the transform fits them.
 
     Args:
         path: Folder of the shards.
         transform: What is to be made of each.
+        cache: For copies of remote shards.
 
     Returns:
         The samples.
@@ -305,7 +344,7 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
         ShardError: They are latents of another size, or to be mirrored without mirrored ones; or relations are
             asked for of boxes that are not there.
     """
-    stored = ShardSet(path)
+    stored = ShardSet(path, cache=cache)
     if transform.relations == "boxes" and "boxes" not in stored.provides:
         raise ShardError(f"data.relations=boxes: {path} has no boxes; set data.relations=stored or give other shards")
     if stored.latents is None:
@@ -320,7 +359,29 @@ def _opened(path: Path, transform: SceneTransform) -> ShardSet:
     return stored
 
 
-def _weights(weights: Sequence[int] | None, folders: tuple[Path, ...], make: Make | None) -> tuple[int, ...]:
+def _check_room(parts: Sequence[ShardSet], cache: ShardCache, window: int) -> None:
+    """Refuse a cache that would fetch the shards that are read at once over and over again; with room for twice as many, use it.
+
+    Args:
+        parts: The folders, opened.
+        cache: Has a limit.
+        window: Shards of each folder that are read at once.
+
+    Raises:
+        ShardError: They have more bytes than the limit.
+    """
+    remote = [part for part in parts if not isinstance(part.path, Path)]
+    needed = sum(sum(sorted((entry.bytes for entry in part.entries), reverse=True)[:window]) for part in remote)
+    if needed > cache.limit:
+        raise ShardError(
+            f"data.cache_bytes={cache.limit}: the data.window={window} shards that are read at once have up to {needed} bytes; "
+            "raise data.cache_bytes, or lower data.window"
+        )
+    for part in remote:
+        part.has_room_ahead = 2 * needed <= cache.limit
+
+
+def _weights(weights: Sequence[int] | None, folders: tuple[str | Path, ...], make: Make | None) -> tuple[int, ...]:
     """The weight of each folder.
 
     Args:
@@ -347,14 +408,16 @@ def _weights(weights: Sequence[int] | None, folders: tuple[Path, ...], make: Mak
     return given
 
 
-def _own(path: Path | None, make: Make | None) -> Make | None:
-    """`make`, unless it says that it makes another folder than this."""
+def _own(path: str | Path | None, make: Make | None) -> Make | None:
+    """`make`, unless it says that it makes another folder than this, or this is remote."""
     out = getattr(make, "keywords", {}).get("out")
+    if isinstance(path, str):
+        return None
     is_named_by_the_caller = out is not None and path is not None and Path(out).resolve() != path.resolve()
     return None if is_named_by_the_caller else make
 
 
-def _make_once(path: Path, make: Make) -> None:
+def _make_once(path: str | Path, make: Make) -> None:
     try:
         make(out=path)
     except ShardError:
@@ -363,7 +426,7 @@ def _make_once(path: Path, make: Make) -> None:
             raise
 
 
-def _refuse_other_source(path: Path, make: Make | None, *, setting: str) -> None:
+def _refuse_other_source(path: str | Path, make: Make | None, *, setting: str) -> None:
     """Refuse shards that `make` would make of another source, as far as it tells its source.
 
     Args:

@@ -38,7 +38,7 @@ class ShardEntry:
 
 def has_shards(path: str | Path) -> bool:
     """Whether a folder holds shards: an index is written last, so they are whole if it is there."""
-    return (Path(path) / INDEX).is_file()
+    return folder_at(path).has(INDEX)
 
 
 def read_index(path: str | Path | Folder) -> dict[str, Any]:
@@ -72,12 +72,18 @@ def read_index(path: str | Path | Folder) -> dict[str, Any]:
 def fault_of(path: Path | Folder, entry: ShardEntry, verify: Verify) -> str | None:
     """What is wrong with a shard, if anything."""
     folder = path if isinstance(path, Folder) else LocalFolder(path)
-    if not folder.has(entry.name):
-        return f"{entry.name} is missing"
-    size = folder.size(entry.name)
-    if size != entry.bytes:
-        how = "truncated" if size < entry.bytes else "not the one that was written"
-        return f"{entry.name} is {how}: {size} bytes where {INDEX} says {entry.bytes}"
+    if (fault := size_fault(entry, folder.size(entry.name) if folder.has(entry.name) else None)) is not None:
+        return fault
     if verify == "sha256" and folder.sha256(entry.name) != entry.sha256:
         return f"{entry.name} has changed: its sha256 is not the one in {INDEX}"
     return None
+
+
+def size_fault(entry: ShardEntry, size: int | None) -> str | None:
+    """What is wrong with a shard of `size` bytes, None for one that is not there, if anything."""
+    if size is None:
+        return f"{entry.name} is missing"
+    if size == entry.bytes:
+        return None
+    how = "truncated" if size < entry.bytes else "not the one that was written"
+    return f"{entry.name} is {how}: {size} bytes where {INDEX} says {entry.bytes}"

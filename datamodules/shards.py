@@ -13,12 +13,17 @@ import io
 import itertools
 import json
 import os
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from datamodules.shard_cache import ShardCache
 from datamodules.shard_index import (
     INDEX,
     LATENT,
@@ -31,13 +36,25 @@ from datamodules.shard_index import (
     fault_of,
     has_shards,
     read_index,
+    size_fault,
 )
 from datamodules.shard_writer import Progress, write_shards
 from datamodules.sources.base import LatentForm
+from datamodules.storage import folder_at, is_remote, named
 from datamodules.tar_members import members
 from scenes.scene import Scene
 
-__all__ = ["Record", "ShardError", "ShardReport", "ShardSet", "check_shards", "has_shards", "write_shards"]
+__all__ = [
+    "Record",
+    "SampleUnreadable",
+    "ShardCache",
+    "ShardError",
+    "ShardReport",
+    "ShardSet",
+    "check_shards",
+    "has_shards",
+    "write_shards",
+]
 
 PICTURES = ("png", "jpg")
 _OPEN_SHARDS = 64  # a data set can have more shards than a process may open files, or want to hold tables of
@@ -63,19 +80,28 @@ class Record:
     mirrored: bool = False
 
 
+class SampleUnreadable(ShardError):
+    """One sample that cannot be read, of a shard that can."""
+
+
 class _OpenShard:
     """An open shard and where its members lie; closed when its last user, of any thread, lets go."""
 
-    def __init__(self, path: Path, entry: ShardEntry, extensions: list[str]) -> None:
-        self.file = os.open(path, os.O_RDONLY)
+    def __init__(self, file: int, entry: ShardEntry, extensions: list[str], *, place: str | Path) -> None:
+        self.file = file
         try:
             self.table = _offsets(self.file, entry, extensions)  # (count, members, 2) int64: offset and size
         except ValueError as error:
-            raise ShardError(f"shards={path.parent}: {entry.name}: {error}; {MAKE_AGAIN}") from None
+            raise ShardError(f"shards={place}: {entry.name}: {error}; {MAKE_AGAIN}") from None
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.close(self.file)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file has a name still; a copy that had to make room has none."""
+        return os.fstat(self.file).st_nlink > 0
 
     def content(self, row: int, member: int) -> bytes:
         """The bytes of a member of a row; `pread` shares no position with threads and forks."""
@@ -112,21 +138,29 @@ class ShardSet:
     """The samples of a folder of shards, by number; safe with threads, processes and pickle.
 
     Args:
-        path: The folder.
+        path: The folder, or its address.
         verify: "size" compares the size of each shard with the index, "sha256" reads all of it.
+        cache: Where copies of shards behind an address are kept; they are compared with the index when they are made.
 
     Attributes:
+        path: The folder, or its address.
         provides: What its scenes carry, in the words of `sources.base.PROVIDABLE`.
         latents: The form of the latents; None where there are pictures.
         index: The content of `index.json`.
         entries: Name, count, size and checksum of each shard.
+        has_room_ahead: Whether `fetch` may be asked for shards that are not needed yet.
 
     Raises:
-        ShardError: There are no shards, or one is missing, truncated or changed.
+        ShardError: There are no shards, or one is missing, truncated or changed; or they are remote and there is no cache.
     """
 
-    def __init__(self, path: str | Path, *, verify: Verify = "size") -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, verify: Verify = "size", cache: ShardCache | None = None) -> None:
+        self.path = named(path)
+        if cache is None and is_remote(path):
+            raise ShardError(
+                f"shards={path}: remote shards are read through copies; set data.cache=DIR, on a local disk"
+            )
+        self._cache, self.has_room_ahead = cache, False
         self.index = read_index(self.path)
         self.entries = tuple(ShardEntry(**entry) for entry in self.index["shards"])
         self.provides = frozenset(self.index["provides"])
@@ -135,8 +169,13 @@ class ShardSet:
         self._ends = list(itertools.accumulate(self.sizes))
         self._members: list[str] = self.index["members"]
         self._open: dict[int, _OpenShard] = {}
+        folder = folder_at(self.path)
+        sizes = folder.sizes()  # a question for each of ten thousand shards would take minutes over a network
         for entry in self.entries:
-            if (fault := fault_of(self.path, entry, verify)) is not None:
+            fault = None if sizes is None else size_fault(entry, sizes.get(entry.name))
+            if fault is None and verify == "sha256":
+                fault = fault_of(folder, entry, verify)
+            if fault is not None:
                 raise ShardError(f"shards={self.path}: {fault}; copy it again or {MAKE_AGAIN}")
 
     def __len__(self) -> int:
@@ -155,7 +194,7 @@ class ShardSet:
             The scene in the frame of the picture.
 
         Raises:
-            ShardError: What is stored there is no scene.
+            SampleUnreadable: What is stored there is no scene.
         """
         shard, row = self._place(number)
         content = self._opened(shard).content(row, self._members.index(SCENE))
@@ -181,7 +220,8 @@ class ShardSet:
             The sample; a picture as it is stored.
 
         Raises:
-            ShardError: What is stored there is no picture, no latent or no scene.
+            SampleUnreadable: What is stored there is no picture, no latent or no scene.
+            ShardError: Nothing of the shard can be read.
         """
         opened = self._opened(shard)
         mirrored = mirrored and LATENT_FLIPPED in self._members
@@ -194,8 +234,24 @@ class ShardSet:
                 return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, struct.error, zlib.error) as error:  # Pillow raises all of these
             raise self._unreadable(shard, row, error) from error
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether shards are remote, and there is room for those of a window before they are needed."""
+        return self.has_room_ahead and not isinstance(self.path, Path)
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        """Has copies of remote shards made beside whatever else is done; what goes wrong is said when they are read."""
+        if self.fetches_ahead:
+            threading.Thread(target=self._fetch, args=(tuple(shards),), daemon=True, name="shards ahead").start()
+
+    def _fetch(self, shards: Sequence[int]) -> None:
+        first = os.getpid() % len(shards)  # each process begins with another one
+        for shard in (*shards[first:], *shards[:first]):
+            with contextlib.suppress(OSError, ShardError):
+                os.close(self._file(shard))
 
     def _halves(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """A stored latent by itself, or mean and log-variance of moments; refused where it is not of the form that was said."""
@@ -212,18 +268,28 @@ class ShardSet:
         shard = bisect.bisect_right(self._ends, number)
         return shard, number - (self._ends[shard] - self.sizes[shard])
 
-    def _unreadable(self, shard: int, row: int, error: Exception) -> ShardError:
+    def _unreadable(self, shard: int, row: int, error: Exception) -> SampleUnreadable:
         where = f"shards={self.path}: {self.entries[shard].name} row {row}"
-        return ShardError(f"{where}: {error}; run `python prepare.py task=check shards={self.path}`")
+        return SampleUnreadable(f"{where}: {error}; run `python prepare.py task=check shards={self.path}`")
 
     def _opened(self, shard: int) -> _OpenShard:
         opened = self._open.get(shard)
         if opened is None:
-            opened = _OpenShard(self.path / self.entries[shard].name, self.entries[shard], self._members)
+            opened = _OpenShard(self._file(shard), self.entries[shard], self._members, place=self.path)
             kept = list(self._open.items())[max(0, len(self._open) - _OPEN_SHARDS + 1) :]
+            if self._cache is not None:  # a copy that went takes its place on the disk until it is closed
+                kept = [(number, other) for number, other in kept if other.is_there]
             # A new dictionary each time, so that threads never see a half-changed one.
             self._open = {**dict(kept), shard: opened}
         return opened
+
+    def _file(self, shard: int) -> int:
+        """A shard, or its copy, opened."""
+        entry = self.entries[shard]
+        if isinstance(self.path, Path):
+            return os.open(self.path / entry.name, os.O_RDONLY)
+        assert self._cache is not None
+        return self._cache.open(self.path, entry)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
@@ -272,7 +338,7 @@ def check_shards(path: str | Path, *, progress: Progress | None = None) -> Shard
         fault = fault_of(path, entry, "sha256")
         if fault is None:
             try:
-                _OpenShard(path / entry.name, entry, index["members"])
+                _OpenShard(os.open(path / entry.name, os.O_RDONLY), entry, index["members"], place=path)
             except ShardError as error:
                 fault = str(error)
         if fault is not None:

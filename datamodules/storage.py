@@ -46,6 +46,10 @@ class Folder(ABC):
         """Bytes of a file."""
 
     @abstractmethod
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of each file by name, told by one listing; None where the place cannot be listed so."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a small file."""
 
@@ -94,12 +98,18 @@ def folder_at(place: str | Path) -> Folder:
     Raises:
         ValueError: fsspec does not know such addresses here.
     """
-    text = str(place)
-    if "://" not in text:
-        return LocalFolder(text)
-    if text.startswith("file://"):
-        return LocalFolder(text.removeprefix("file://"))
-    return RemoteFolder(text)
+    where = named(place)
+    return LocalFolder(where) if isinstance(where, Path) else RemoteFolder(where)
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether a folder is behind an address of fsspec's, and not a path."""
+    return "://" in str(place) and not str(place).startswith("file://")
+
+
+def named(place: str | Path) -> str | Path:
+    """A folder as a path, or as an address where it is behind one."""
+    return str(place).rstrip("/") if is_remote(place) else Path(str(place).removeprefix("file://"))
 
 
 class LocalFolder(Folder):
@@ -127,6 +137,10 @@ class LocalFolder(Folder):
     def size(self, name: str) -> int:
         """As `Folder`."""
         return (self.path / name).stat().st_size
+
+    def sizes(self) -> dict[str, int]:
+        """As `Folder`."""
+        return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if entry.is_file()}
 
     def read(self, name: str) -> bytes:
         """As `Folder`."""
@@ -175,7 +189,7 @@ class LocalFolder(Folder):
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".{name}.*{PARTIAL}"):
-            if _is_of_the_dead(left):
+            if is_of_the_dead(left):
                 left.unlink(missing_ok=True)
         path = self.path / f".{name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
         try:
@@ -211,6 +225,10 @@ class RemoteFolder(Folder):
         except (ImportError, ValueError) as error:
             raise ValueError(f"{address}: cannot be opened ({' '.join(str(error).split())})") from error
 
+    @property
+    def _is_web(self) -> bool:
+        return self._root.startswith(("http://", "https://"))
+
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
@@ -231,6 +249,14 @@ class RemoteFolder(Folder):
     def size(self, name: str) -> int:
         """As `Folder`."""
         return int(self._files.info(self._at(name))["size"])
+
+    def sizes(self) -> dict[str, int] | None:
+        """As `Folder`; web servers tell no sizes."""
+        if self._is_web:
+            return None
+        return {
+            entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in self._files.ls(self._root, detail=True)
+        }
 
     def read(self, name: str) -> bytes:
         """As `Folder`."""
@@ -261,8 +287,12 @@ class RemoteFolder(Folder):
             The copy's path.
         """
         with _temporary(name) as path:
-            self._files.get_file(self._at(name), str(path))
+            self.fetch(name, path)
             yield path
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file to a path of this machine."""
+        self._files.get_file(self._at(name), str(path))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -276,7 +306,7 @@ class RemoteFolder(Folder):
         """
         with _temporary(name) as path:
             yield path
-            if not self._root.startswith(("http://", "https://")):
+            if not self._is_web:
                 with contextlib.suppress(OSError):
                     self._files.makedirs(self._root, exist_ok=True)
             self._files.put_file(str(path), self._at(name))
@@ -290,7 +320,7 @@ def _temporary(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
-def _is_of_the_dead(left: Path) -> bool:
+def is_of_the_dead(left: Path) -> bool:
     """Whether nobody is writing a file any more: its process is gone, or, on another machine, has long been silent."""
     host, _, process = left.name.removesuffix(PARTIAL).rpartition("-")
     try:

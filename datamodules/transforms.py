@@ -36,6 +36,7 @@ class Sample:
         image: (3, H, W) float32 in [-1, 1]; None where there is a latent.
         latent: (C, h, w) float32 as the denoiser takes it; None where there is a picture.
         dropped: Objects that went because the crop left too little of them.
+        fault: What was wrong with the sample in whose place this one stands; None for the sample itself.
     """
 
     scene: Scene
@@ -43,6 +44,7 @@ class Sample:
     image: torch.Tensor | None = None
     latent: torch.Tensor | None = None
     dropped: int = 0
+    fault: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

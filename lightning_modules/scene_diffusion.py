@@ -8,17 +8,21 @@ Legend: B pictures, (C, h, w) a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.scene_datamodule import Batch
 from lightning_modules.averaging import MovingAverage
+from lightning_modules.guard import MicroBatch, Verdict, gathered, judge, ranks, rewind, told
 from lightning_modules.schedules import learning_rate_factor
 from models.backbones.base import INPAINTS, Backbone
 from models.conditioning.base import Conditioning
@@ -29,6 +33,9 @@ from scenes import SceneBatch
 
 VALIDATION_KEY = 2**63
 """Added to a scene's place in the validation split, so that its fixed draws are nobody's in training."""
+NONFINITE = "nonfinite.jsonl"
+"""In the run's folder: a line for each sample of a step that was left out because a loss or a gradient was not finite."""
+NAMED = 8  # scenes in a message; the file has all
 
 
 class SceneDiffusion(pl.LightningModule):
@@ -44,7 +51,7 @@ class SceneDiffusion(pl.LightningModule):
         sampler: draws pictures for callbacks and evaluation.
         average: settings of `MovingAverage`; None for no average.
         seed: with a sample's global position it decides the sample's noise.
-        max_nonfinite: batches with a non-finite loss that are left out (and counted) before the run stops.
+        max_nonfinite: steps in a row that are left out, because a loss or a gradient is not finite, before the run stops.
         channels_last: keep the UNet and its input in channels-last memory.
         compiled: compile the UNet in place; keys stay as they are.
         checkpointing: compute activations of the UNet's blocks again in the backward pass.
@@ -74,6 +81,9 @@ class SceneDiffusion(pl.LightningModule):
         self.objective, self.drops, self.sampler = objective, drops, sampler
         self._optimizer, self._schedule = optimizer, dict(schedule)
         self.seed, self.max_nonfinite, self.nonfinite = seed, max_nonfinite, 0
+        self._done: list[MicroBatch] = []
+        self._is_left_out = False
+        self._bad_samples = 0
         if self.adapters:
             backbone.freeze()
             conditioning.attach(backbone.unet)
@@ -107,20 +117,63 @@ class SceneDiffusion(pl.LightningModule):
         if self.backbone.inpaints:
             raise ValueError(f"backbone: {INPAINTS}")
 
+    def on_train_start(self) -> None:
+        """Forgets what an attempt before this one wrote down of steps that come again."""
+        self._done.clear()
+        if self.trainer.is_global_zero:
+            rewind(self._nonfinite_file, self.global_step)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
-        parts = self.parts(batch, batch.positions.tolist())
-        losses = torch.stack(list(parts.values())).sum(dim=0)
-        loss = losses.mean()
-        for name in list(parts)[1:]:
-            self.log(f"train/{name}", parts[name].detach().mean(), batch_size=len(losses))
-        self.log("train/loss", loss.detach(), batch_size=len(losses))  # NaN too: else the value before is logged again
-        return loss if torch.isfinite(loss) else self._left_out(batch, losses)
+        positions = batch.positions.tolist()
+        parts = self.parts(batch, positions)
+        ids = [scene.id for scene in batch.scenes]
+        detached = {name: losses.detach() for name, losses in parts.items()}
+        self._done.append(MicroBatch(ids=ids, positions=positions, parts=detached, bad=len(batch.faults)))
+        return torch.stack(list(parts.values())).sum(dim=0).mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the mean loss over all ranks and micro-batches; leaves the step out, on all ranks, where it is not sound.
+
+        Args:
+            optimizer: about to step; without gradients it changes neither a weight nor its own state.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite, once too often in a row; the samples are named.
+        """
+        trained = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+        verdict = judge(self._done, (p.grad for p in trained if p.grad is not None))
+        done, self._done = self._done, []
+        for name, value in verdict.means.items():
+            self.log(f"train/{name}", value)
+        self._bad_samples += verdict.bad
+        if self._bad_samples:
+            self.log("data/bad_samples", float(self._bad_samples))
+        self._is_left_out = not verdict.is_sound
+        if verdict.is_sound:
+            self.nonfinite = 0
+            return
+        if verdict.losses_are_finite and self._overflow_is_the_scalers():
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.nonfinite += 1
+        self._tell(verdict, done)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to sum up."""
+        self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss with noise level and noise fixed for each scene, and no condition dropped."""
         losses = self.losses(batch, [VALIDATION_KEY + p for p in batch.positions.tolist()], drop=False)
-        self.log("validation/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
+        self._validated += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over all scenes of all ranks; Lightning's own would round the number of scenes of a rank."""
+        if ranks() > 1:
+            torch.distributed.all_reduce(self._validated)
+        total, count = self._validated
+        self.log("validation/loss", total / count, sync_dist=True)  # the same on all ranks by now
 
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
         """(B,) losses of the samples whose draws are those of `keys`."""
@@ -151,30 +204,46 @@ class SceneDiffusion(pl.LightningModule):
         self.backbone.check_latents(tuple(batch.latents.shape[1:]))
         return batch.latents
 
-    def _left_out(self, batch: Batch, losses: Tensor) -> Tensor:
-        """A loss of 0 in place of one that is not finite, as often as the settings allow.
+    @property
+    def _nonfinite_file(self) -> Path:
+        return Path(self.trainer.default_root_dir) / NONFINITE
+
+    def _overflow_is_the_scalers(self) -> bool:
+        """Whether float16's loss scale is still being found: it then falls, and the step is not taken anyway."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() > 1
+
+    def _tell(self, verdict: Verdict, done: Sequence[MicroBatch]) -> None:
+        """Writes down the samples of a step that is left out, from whichever rank had them.
 
         Args:
-            batch: B samples; those with a loss that is not finite are named by their scene's id.
-            losses: (B,) their losses, at least one of them not finite.
-
-        Returns:
-            A scalar 0 that depends on every trained parameter, so that each gets a gradient of 0 on every rank.
+            verdict: a loss or a gradient is not finite; of a gradient all samples of the step are told.
+            done: this rank's share of the step.
 
         Raises:
-            FloatingPointError: once too often; the samples are named.
+            FloatingPointError: more steps in a row than the settings allow; on every rank alike.
         """
-        self.nonfinite += 1
-        places = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-        names = ", ".join(batch.scenes.scenes[place].id for place in places)
-        message = f"the loss at step {self.global_step} is not finite for the scenes {names}"
+        own = [
+            {"step": self.global_step, "rank": self.global_rank, **line} for line in told(done, verdict, self._levels)
+        ]
+        lines = gathered(own)
+        if self.trainer.is_global_zero:
+            self._nonfinite_file.parent.mkdir(parents=True, exist_ok=True)
+            with self._nonfinite_file.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(line)}\n" for line in lines)
+        names = ", ".join(line["scene"] for line in lines[:NAMED]) + (", …" if len(lines) > NAMED else "")
+        what = lines[0]["not_finite"]
+        message = f"the {what} at step {self.global_step} is not finite for the scenes {names} ({self._nonfinite_file})"
         if self.nonfinite > self.max_nonfinite:
             raise FloatingPointError(
-                f"{message} (batch {self.nonfinite} of this kind, trainer.max_nonfinite={self.max_nonfinite}); look at "
-                "these scenes, lower optimizer.learning_rate, or raise trainer.max_nonfinite to leave such batches out"
+                f"{message}: {self.nonfinite} steps in a row, trainer.max_nonfinite={self.max_nonfinite}; look at these scenes, "
+                "lower optimizer.learning_rate, or raise trainer.max_nonfinite to leave such steps out"
             )
-        rank_zero_warn(f"{message}; the batch is left out, number {self.nonfinite} of {self.max_nonfinite}")
-        return sum((p * 0).sum() for p in self.trained.parameters() if p.requires_grad)
+        rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {self.max_nonfinite} in a row")
+
+    def _levels(self, positions: Sequence[int]) -> Tensor:
+        """(B,) noise levels of the samples at B positions."""
+        return self.objective.times(draw(self.seed, positions, (1, 1, 1)))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, its learning rate a function of the optimizer step."""
@@ -185,9 +254,9 @@ class SceneDiffusion(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then takes the new weights into the average."""
+        """Steps, then takes the new weights into the average, unless the step was left out."""
         super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
+        if self.average is not None and not self._is_left_out:
             self.average.update(self.trained)
 
     @contextmanager
@@ -210,6 +279,7 @@ class SceneDiffusion(pl.LightningModule):
         kept = self._saved_keys()
         checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in kept}
         checkpoint["belongs_to"] = self._identity()
+        checkpoint["nonfinite"] = self.nonfinite
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Verifies that what is missing from the checkpoint is exactly the frozen part.
@@ -240,6 +310,7 @@ class SceneDiffusion(pl.LightningModule):
                 raise ValueError(
                     f"checkpoint: {key} is {shapes[0]}, this run's is {shapes[1]}; set the method as in that run"
                 )
+        self.nonfinite = checkpoint.get("nonfinite", 0)
 
     def _saved_keys(self) -> list[str]:
         prefixes = ("adapters." if self.adapters else "backbone.", "average.")

@@ -54,6 +54,7 @@ class MetricsCsv(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's settings are in its config.yaml."""
 
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drops what was logged after the step that a run goes on from, and a line that a kill tore.
 

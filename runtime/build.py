@@ -145,10 +145,11 @@ def build_data(cfg: DictConfig) -> SceneDataModule:
 
 
 def build_callbacks(cfg: DictConfig) -> list[pl.Callback]:
-    """The run's callbacks, and the one that makes a run go on from whole steps."""
+    """The run's callbacks, the one that makes a run go on from whole steps, and the one that ends it where a rank has died."""
+    from callbacks.lifeline import Lifeline
     from datamodules.resume import ResumeWholeSteps
 
-    return [ResumeWholeSteps(), *(instantiate(node, _convert_="all") for node in cfg.callback.values())]
+    return [ResumeWholeSteps(), Lifeline(), *(instantiate(node, _convert_="all") for node in cfg.callback.values())]
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:

@@ -8,10 +8,11 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLIm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from datamodules.shards import write_shards
+from datamodules.sources.base import Source
 from datamodules.sources.shapes import Shapes
 from models.backbones.tiny import WORDS
 from models.text import word_tokenizer
-from runtime.build import build_backbone
+from runtime.build import build_backbone, build_module
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
 
@@ -102,6 +103,59 @@ def fit():
     return fitted
 
 
+class Marked(Source):
+    """16 pictures of shapes; the captions of some have a word that no other has."""
+
+    provides = Shapes.provides
+    image_format = "png"
+    word = "surrounding"  # the backbone knows it, and no caption of the shapes has it
+
+    def __init__(self, *chosen):
+        self.chosen = chosen
+
+    def __len__(self):
+        return 16
+
+    def __iter__(self):
+        for place, (scene, picture) in enumerate(Shapes(count=16)):
+            if place in self.chosen:
+                scene = type(scene).from_json({**scene.to_json(), "caption": f"{scene.caption} {self.word}"})
+            yield scene, picture
+
+
+@pytest.fixture(scope="session")
+def poisoned(short):
+    """poisoned(folder, *overrides, scenes): (configuration, module, ids) of a run whose losses are NaN for some of 16 scenes."""
+
+    def build(folder, *overrides, scenes=(5,)):
+        shards = folder.parent / f"marked-{'-'.join(map(str, scenes))}"
+        if not shards.exists():
+            write_shards(Marked(*scenes), shards)
+        cfg = short(
+            folder,
+            f"data.shards={shards}",
+            "data.make=null",
+            "callback=[]",
+            "logger=[csv]",
+            "trainer.max_steps=2",
+            "drops.keep=1",
+            "drops.scene_only=0",
+            "drops.caption_only=0",
+            "drops.none=0",
+            *overrides,
+            without=["callback", "data.make"],
+        )
+        module = build_module(cfg)
+        tower = module.backbone.text.towers[0]
+        [_, word, _] = tower.tokenizer(Marked.word)["input_ids"]
+        with torch.no_grad():
+            tower.encoder.get_input_embeddings().weight[word] = torch.nan
+        ids = [scene.id for scene, _ in Shapes(count=16)]
+        return cfg, module, {ids[place] for place in scenes}
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def short_run(short, fit, tmp_path_factory):
     """(configuration, module) of a finished short run with every callback; to be read, not changed."""
@@ -160,3 +214,23 @@ def tiny_refiner(tmp_path_factory):
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The address of a folder on an S3 server of this machine."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+            ("AWS_ACCESS_KEY_ID", "tests"),
+            ("AWS_SECRET_ACCESS_KEY", "tests"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="tests")
+        yield "s3://tests"
+    server.stop()

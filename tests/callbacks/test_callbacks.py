@@ -13,9 +13,9 @@ from callbacks.layout_score import LayoutScore
 from callbacks.progress import Progress
 from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
-from metrics.base import SceneMetric
 from models.sampling import to_uint8
 from runtime.run_directory import RunDirectory, is_whole
+from tests.two_ranks import Brightness
 
 
 @pytest.fixture(scope="module")
@@ -137,16 +137,6 @@ class TestPictures:
     def test_tensorboard_has_them(self, short_run):
         [events] = folder_of(short_run, "tensorboard").glob("events.*")
         assert events.read_bytes().count(b"pictures") == 2
-
-
-class Brightness(SceneMetric):
-    """A metric that tells any two pictures apart, also those of a backbone that draws nothing yet."""
-
-    name = "brightness"
-    columns = ("brightness",)
-
-    def score(self, image, scene):
-        return {"brightness": float(image.mean())}
 
 
 class TestLayoutScore:

@@ -5,6 +5,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 
 import numpy as np
@@ -581,6 +582,59 @@ def test_what_the_crop_drops_is_counted_and_told(tmp_path, caplog):
         train(tmp_path, data, max_steps=2)
     assert data.dropped_objects == 2 * BATCH
     assert f"{2 * BATCH} objects" in caplog.text
+
+
+@pytest.fixture
+def broken(shards, tmp_path):
+    """The shards with two pictures that are none, in the first and second row of the third shard."""
+    folder = shutil.copytree(shards, tmp_path / "broken")
+    content = bytearray((folder / "000002.tar").read_bytes())
+    for place in [place for place in range(len(content)) if content[place : place + 4] == b"\x89PNG"][:2]:
+        content[place : place + 40] = bytes(40)
+    (folder / "000002.tar").write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_sample_stands_in_for_one_that_cannot_be_read(tmp_path, shards, broken, caplog, workers):
+    class Looker(Recorder):
+        def __init__(self):
+            super().__init__()
+            self.ids = {}
+
+        def training_step(self, batch, batch_index):
+            self.ids |= {p: scene.id for p, scene in zip(batch.positions.tolist(), batch.scenes, strict=True)}
+            return super().training_step(batch, batch_index)
+
+    whole = train(tmp_path / "whole", data_of(shards), module=Looker()).ids
+    data = data_of(broken, max_bad_fraction=0.5, workers=workers)
+    with caplog.at_level(logging.WARNING, logger="datamodules.scene_datamodule"):
+        seen = train(tmp_path / "run", data, module=Looker()).ids
+    assert seen == {position: {"10": "12", "11": "12"}.get(number, number) for position, number in whole.items()}
+    bad = sum(number in ("10", "11") for number in whole.values())
+    assert data.bad_samples == bad > 3
+    assert f"rank 0: {bad} of {STEPS * BATCH} samples could not be read" in caplog.text
+    assert "000002.tar row 0: cannot identify image" in caplog.text
+
+
+def test_too_many_bad_samples_end_the_run(tmp_path, broken):
+    for share in (0.0, 0.06):  # none, or one of an epoch's 29
+        with pytest.raises(
+            ShardError, match=rf"data\.max_bad_fraction={share:g}: rank 0: .*000002\.tar row [01]: .*task=check"
+        ):
+            train(tmp_path, data_of(broken, max_bad_fraction=share))
+    module = train(tmp_path, data_of(broken, max_bad_fraction=0.1))  # two of an epoch
+    assert module.trainer_step == STEPS
+
+
+def test_a_shard_of_which_nothing_can_be_read_ends_the_run(tmp_path, broken):
+    file = os.path.join(broken, "000002.tar")
+    with open(file, "rb") as tar:
+        content = tar.read().replace(b"\x89PNG", b"\x89GNP")
+    with open(file, "wb") as tar:
+        tar.write(content)
+    with pytest.raises(ShardError, match=r"000002\.tar row"):
+        train(tmp_path, data_of(broken, max_bad_fraction=1.0))
 
 
 def test_fast_dev_run_works(tmp_path, shards, held_out):

@@ -1,5 +1,6 @@
 """The shared step under a real Trainer: what trains, what a checkpoint holds, what loading refuses, how a run resumes."""
 
+import json
 import math
 import shutil
 
@@ -10,18 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.batch import collate
 from datamodules.loaders import PositionDataset
-from datamodules.shards import write_shards
-from datamodules.sources.base import Source
-from datamodules.sources.shapes import Shapes
 from lightning_modules.regions import Regions
 from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from models.backbones.stable_diffusion import StableDiffusion
-from runtime.build import build_backbone, build_data, build_module, build_trainer
+from models.objectives import draw
+from runtime.build import build_data, build_module, build_trainer
 from runtime.restoring import load_module
 from runtime.run_directory import RunDirectory
-
-RARE = "surrounding"  # the backbone knows the word, and no caption of the shapes has it
 
 
 def stored(cfg, step=4):
@@ -236,70 +233,85 @@ def test_resumed_at_step_2_of_4_it_ends_as_if_unbroken(short_run, short, fit, tm
     assert RunDirectory(folder).finished_step() == 4
 
 
-class Marked(Source):
-    """16 pictures of shapes; the caption of one has a word that no other has."""
-
-    provides = Shapes.provides
-    image_format = "png"
-    chosen = 5
-
-    def __len__(self):
-        return 16
-
-    def __iter__(self):
-        for place, (scene, picture) in enumerate(Shapes(count=16)):
-            if place == self.chosen:
-                scene = type(scene).from_json({**scene.to_json(), "caption": f"{scene.caption} {RARE}"})
-            yield scene, picture
-
-
 class TestNonFinite:
-    @pytest.fixture
-    def training(self, short, tmp_path):
-        """training(max_nonfinite): trainer, data and module of two batches, of which one has a scene that gives NaN."""
-        write_shards(Marked(), tmp_path / "marked")
+    """Of two steps of 8 samples one has a scene whose loss is NaN."""
 
-        def build(max_nonfinite):
-            cfg = short(
-                tmp_path / "run",
-                f"data.shards={tmp_path / 'marked'}",
-                "data.make=null",
-                "callback=[]",
-                "logger=[csv]",
-                "trainer.max_steps=2",
-                f"trainer.max_nonfinite={max_nonfinite}",
-                "drops.keep=1",
-                "drops.scene_only=0",
-                "drops.caption_only=0",
-                "drops.none=0",
-                without=["callback", "data.make"],
-            )
-            module = build_module(cfg, backbone=build_backbone(cfg))
-            tower = module.backbone.text.towers[0]
-            [_, word, _] = tower.tokenizer(RARE)["input_ids"]
-            with torch.no_grad():
-                tower.encoder.get_input_embeddings().weight[word] = torch.nan
-            return build_trainer(cfg), build_data(cfg), module
+    def fit(self, run):
+        cfg, module, _ = run
+        trainer = build_trainer(cfg)
+        trainer.fit(module, datamodule=build_data(cfg))
+        return trainer
 
-        return build
+    def lines(self, run):
+        file = RunDirectory(run[0].run).path / "nonfinite.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
-    def test_the_run_stops_and_names_the_scene(self, training):
-        trainer, data, module = training(0)
+    def test_the_run_stops_and_names_the_scene(self, poisoned, tmp_path):
+        run = poisoned(tmp_path / "run")
         with pytest.raises(FloatingPointError) as stop:
-            trainer.fit(module, datamodule=data)
-        chosen = list(Shapes(count=16))[Marked.chosen][0].id
-        assert f"is not finite for the scenes {chosen} (batch 1 of this kind, trainer.max_nonfinite=0)" in str(
-            stop.value
-        )
-        assert "\n" not in str(stop.value)
+            self.fit(run)
+        [scene] = run[2]
+        message = str(stop.value)
+        assert f"the loss at step {self.lines(run)[0]['step']} is not finite for the scenes {scene} (" in message
+        assert "nonfinite.jsonl): 1 steps in a row, trainer.max_nonfinite=0; look at these scenes" in message
+        assert "\n" not in message
 
-    def test_as_many_batches_as_allowed_are_left_out_and_counted(self, training):
-        trainer, data, module = training(1)
-        with pytest.warns(UserWarning, match="the batch is left out, number 1 of 1"):
-            trainer.fit(module, datamodule=data)
+    @pytest.mark.parametrize("accumulate", [1, 4])
+    def test_the_step_is_left_out_whole_and_written_down(self, poisoned, tmp_path, accumulate):
+        run = poisoned(tmp_path / "run", "trainer.max_nonfinite=1", f"trainer.accumulate={accumulate}")
+        cfg, module, [scene] = run
+        before = {name: p.clone() for name, p in module.conditioning.named_parameters()}
+        with pytest.warns(UserWarning, match="the step is left out, number 1 of 1 in a row"):
+            trainer = self.fit(run)
+        [line] = self.lines(run)
+        assert line["scene"] == scene
+        assert (line["rank"], line["not_finite"], line["loss"]) == (0, "loss", "nan")
+        assert line["position"] // 8 == line["step"]
+        draws = draw(cfg.seed, [line["position"]], (12, 8, 8))
+        assert line["noise_level"] == float(module.objective.times(draws))
         assert trainer.global_step == 2
-        assert module.nonfinite == 1
-        assert all(value.isfinite().all() for value in module.average.state_dict().values())
+        assert int(module.average.average.n_averaged) == 1
+        assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {1}
+        moved = dict(module.conditioning.named_parameters())
+        assert all(p.isfinite().all() for p in moved.values())
+        assert not all(torch.equal(p, before[name]) for name, p in moved.items())  # the other step was taken
+        losses = dict(logged(cfg, "train/loss"))
+        assert [math.isnan(losses[step]) for step in (0, 1)] == [line["step"] == 0, line["step"] == 1]
+
+    def test_only_steps_in_a_row_count(self, poisoned, tmp_path):
+        run = poisoned(tmp_path / "run", "trainer.max_nonfinite=2", "trainer.max_steps=6")
+        with pytest.warns(UserWarning, match="is left out"):
+            assert self.fit(run).global_step == 6  # each of three passes has one such step
+        assert len({line["step"] for line in self.lines(run)}) == 3
+        everywhere = poisoned(tmp_path / "everywhere", "trainer.max_nonfinite=1", scenes=range(16))
+        with (
+            pytest.raises(FloatingPointError, match=": 2 steps in a row"),
+            pytest.warns(UserWarning, match="is left out"),
+        ):
+            self.fit(everywhere)
+        assert {line["step"] for line in self.lines(everywhere)} == {0, 1}
+
+    def test_a_gradient_that_is_not_finite_leaves_the_step_out_too(self, poisoned, tmp_path):
+        run = poisoned(tmp_path / "run", "trainer.max_nonfinite=1", scenes=())
+        module = run[1]
+        first = next(iter(module.conditioning.parameters()))
+        first.register_hook(lambda gradient: gradient * (torch.nan if module.global_step == 1 else 1))
+        with pytest.warns(UserWarning, match="the gradient at step 1 is not finite for the scenes"):
+            self.fit(run)
+        lines = self.lines(run)
+        assert sorted(line["position"] for line in lines) == list(range(8, 16))
+        assert {line["not_finite"] for line in lines} == {"gradient"}
+        assert all(math.isfinite(float(line["loss"])) for line in lines)
         assert all(p.isfinite().all() for p in module.conditioning.parameters())
-        losses = [value for _, name, value in read_metrics(trainer.loggers[0].file) if name == "train/loss"]
-        assert sorted(map(math.isnan, losses)) == [False, True]
+
+    @pytest.mark.filterwarnings("ignore:the loss at step:UserWarning")
+    def test_a_resumed_run_writes_each_step_down_once(self, poisoned, tmp_path):
+        settings = ("trainer.max_nonfinite=2", "trainer.max_steps=4", "callback=[checkpoint]", "trainer.save_every=1")
+        whole = poisoned(tmp_path / "run", *settings)
+        self.fit(whole)
+        written = self.lines(whole)
+        cfg, module, _ = run = poisoned(tmp_path / "run", *settings)
+        middle = RunDirectory(cfg.run).checkpoints / "step=2.ckpt"
+        build_trainer(cfg).fit(module, datamodule=build_data(cfg), ckpt_path=middle, weights_only=True)
+        assert self.lines(run) == written
+        assert equal(module.conditioning.state_dict(), whole[1].conditioning.state_dict())

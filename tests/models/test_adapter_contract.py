@@ -188,6 +188,14 @@ def test_methods_together_are_the_bare_unet_at_first_and_each_acts(composed, bac
         case.conditioning.detach(backbone.unet)
 
 
+def test_scenes_without_objects_give_every_parameter_a_gradient(case):
+    # several processes wait for the gradient of each parameter in each step, though one may have had only such scenes
+    for parameter in case.conditioning.parameters():
+        parameter.grad = None
+    predict(case, [scene.without_layout() for scene in SCENES[:1]]).square().mean().backward()
+    assert not [name for name, p in case.conditioning.named_parameters() if p.grad is None]
+
+
 def test_gradients_reach_every_parameter_of_the_adapter_and_no_other(case):
     before = {key: value.clone() for key, value in case.backbone.state_dict().items()}
     parameters = dict(case.conditioning.named_parameters())

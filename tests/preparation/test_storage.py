@@ -21,26 +21,6 @@ from preparation.statistics import write_statistics
 from runtime.ranks import Ranks
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """The address of a folder on an S3 server of this machine."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-            ("AWS_ACCESS_KEY_ID", "tests"),
-            ("AWS_SECRET_ACCESS_KEY", "tests"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="tests")
-        yield "s3://tests"
-    server.stop()
-
-
 @pytest.fixture
 def address(request, tmp_path):
     """address: of a folder that is not there yet."""
