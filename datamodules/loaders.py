@@ -4,6 +4,7 @@ The order comes from `order.py`; worker processes only fetch, so their number ch
 run belongs to `scene_datamodule.py`.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from datamodules.mixture import MixedShards
 from datamodules.order import MixedOrder, SampleOrder
 from datamodules.shards import ShardSet
 from datamodules.transforms import Sample, SceneTransform
+
+GRACE = 60  # s that a worker goes on after it was asked to end, unless the training process ends it first
 
 
 class PositionDataset(Dataset[Sample]):
@@ -85,6 +88,7 @@ class PositionLoader:
             collate_fn=collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # of its own: the loader would draw from the global one
         )
 
@@ -94,3 +98,10 @@ class PositionLoader:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to restore."""
+
+
+def _leave_signals(worker: int) -> None:
+    """What asks a run to stop reaches all processes of a job: a worker has to serve until the step is done and saved."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
