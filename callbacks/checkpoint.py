@@ -90,10 +90,10 @@ class Checkpoint(pl.Callback):
         step = trainer.global_step
         if step == self._seen_step:
             return
-        self._seen_step = step
         asked, late, due, better = self._agreed(trainer)
         if asked or late or due or better or step % self.every == 0:
             self._write(trainer, self._dump(trainer), better=better)
+        self._seen_step = step
         if asked or late:
             raise Stopped(step, signal.Signals(asked) if asked else None)
 
@@ -154,7 +154,7 @@ class Checkpoint(pl.Callback):
         """Step and figure of the best checkpoint; step -1 where there is none of that figure."""
         file = self.folder / BEST
         said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return (said["step"], said["value"]) if said.get("name") == self.best else (-1, 0.0)
+        return (said["step"], said["value"]) if said and said["name"] == self.best else (-1, 0.0)
 
     def _dump(self, trainer: pl.Trainer) -> dict[str, Any]:
         return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)

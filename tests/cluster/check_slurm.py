@@ -15,8 +15,8 @@ from scripts.sbatch import render
 from tests.cluster.runs import PYTHON, REPO, SMALL, difference, environment, logged, steps_of
 
 CPU = ("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.channels_last=false")
-STEPS = 150
-PATIENCE = 300  # s
+STEPS = 120
+PATIENCE = 600  # s
 
 
 @pytest.fixture(scope="module")

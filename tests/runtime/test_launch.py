@@ -206,6 +206,7 @@ first(make)
 said = decided(lambda: f"by rank {ranks.rank}")
 assert said == "by rank 0", said
 refuse_unseen(shared)
+dist.barrier()
 assert list(shared.glob(".seen*")) == []
 os.chdir(own / str(ranks.rank))
 Path("run").mkdir(exist_ok=True) if ranks.rank == 0 else None
