@@ -58,6 +58,12 @@ class Signals:
             for number in HEARD:
                 signal.signal(number, self._note)
 
+    def pass_over(self) -> None:
+        """Lets no further signal interrupt what is left to do; only where this process listens."""
+        if self.is_on:
+            for number in HEARD:
+                signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:

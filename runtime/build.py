@@ -215,7 +215,6 @@ def build_strategy(name: str, ranks: int, *, timeout: float = 30.0) -> Strategy 
     settings: dict[str, Any] = {
         "timeout": timedelta(minutes=timeout),
         "gradient_as_bucket_view": True,  # gradients lie where they are sent from: one copy of them less
-        "broadcast_buffers": False,  # they change alike on all ranks
     }
     if name in ("auto", "ddp", "fsdp") and ranks == 1:
         return "auto"

@@ -1,9 +1,9 @@
 """`trainer=fsdp`: what is frozen and what only the optimizer needs lies on one rank each, in place of a copy on every rank.
 
-The frozen weights of the denoiser and of the text encoders are cut up by torch's FSDP2, block by block; a block's are gathered
-when it is its turn and given back after it. The optimizer's state is shared out by torch's ZeroRedundancyOptimizer. Adapters,
-their gradients and their average stay whole on every rank, under DDP. So checkpoints are those of any other run, and go on
-under any other strategy.
+The denoiser's frozen weights are cut up by torch's FSDP2, block by block; a block's are gathered when it is its turn and given
+back after it. The optimizer's state is shared out by torch's ZeroRedundancyOptimizer. Adapters, their gradients and their average
+stay whole on every rank, under DDP. So checkpoints are those of any other run, and go on under any other strategy. Text encoders
+stay whole too: transformers tells their layers apart by their classes, which FSDP changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")  # each is gathered by itself
+BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # each is gathered by itself
 
 
 class SharedOut(DDPStrategy):
@@ -26,8 +26,7 @@ class SharedOut(DDPStrategy):
         """Cuts the frozen weights up before they would be copied whole to the device."""
         module: Any = self.lightning_module
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        for part in (module.backbone.unet, *(tower.encoder for tower in module.backbone.text.each)):
-            share_out(part, mesh)
+        share_out(module.backbone.unet, mesh)
         super().model_to_device()
 
     def _setup_model(self, model: nn.Module) -> Any:

@@ -125,6 +125,7 @@ def end(stopped: Stopped, directory: RunDirectory, *, requeues: bool) -> None:
         directory: the run's folder.
         requeues: whether SLURM is asked.
     """
+    SIGNALS.pass_over()  # a job that is requeued has its processes ended at once
     why = "trainer.max_time is over" if stopped.signal is None else stopped.signal.name
 
     def say() -> None:

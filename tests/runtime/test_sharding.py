@@ -31,19 +31,16 @@ def test_a_denoiser_in_parts_computes_the_same(mesh, short):
         torch.manual_seed(0)
         backbone = build_backbone(short("unused"))
     backbone.freeze()
-    unet, tower = backbone.unet, backbone.text.each[0].encoder
+    unet = backbone.unet
     noised, times, prompt = (
         torch.randn(2, unet.config.in_channels, 8, 8),
         torch.tensor([3, 7]),
         backbone.encode_captions(["a", "b"]),
     )
     before = unet(noised, times, prompt.tokens).sample
-    words = backbone.encode_captions(["a red circle"]).tokens
-    for part in (unet, tower):
-        share_out(part, mesh)
-        assert all(isinstance(parameter, DTensor) for parameter in part.parameters())
+    share_out(unet, mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in unet.parameters())
     assert torch.equal(unet(noised, times, prompt.tokens).sample, before)
-    assert torch.equal(backbone.encode_captions(["a red circle"]).tokens, words)
 
 
 def test_a_backbone_that_trains_is_refused(mesh):
