@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study bench-shards clean
+.PHONY: setup demo test test-cluster test-kill check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study bench-shards clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        set up, train an adapter on two cores, evaluate it, end with a page of pictures"
 	@echo "make test        set up and run the tests"
+	@echo "make test-cluster  SLURM on this machine: two nodes train, are signalled, requeued, and end as if unbroken (root, Debian)"
+	@echo "make test-kill   20 kills at random moments: every resume from the newest checkpoint, the end as if unbroken"
 	@echo "make check       format, lint, docstrings, types"
 	@echo "make site        the documentation with the API, in site/"
 	@echo "make study       the methods and their combinations on one budget (docs/study.md): 80 minutes on two cores"
@@ -31,6 +33,12 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_scripts.py tests  # a file's tests share what they build; the longest file first
+
+test-cluster: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_slurm.py
+
+test-kill: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_kills.py
 
 check: setup
 	$(BIN)/ruff format --check .

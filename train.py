@@ -6,16 +6,12 @@ from runtime.command import command
 
 
 def main(cfg: DictConfig) -> None:
-    """Trains the run that the configuration describes, from where it stands."""
-    from runtime.run_directory import RunDirectory
-    from runtime.training import train
+    """Trains the run that the configuration describes, from where it stands, in as many processes as it asks for."""
+    from runtime.launch import relaunch
+    from runtime.training import run
 
-    directory = RunDirectory(cfg.run)
-    attempt = directory.inspect(cfg)
-    print(attempt.message)
-    if attempt.state == "finished":
-        return
-    train(cfg, directory, attempt)
+    relaunch(cfg)
+    run(cfg)
 
 
 if __name__ == "__main__":

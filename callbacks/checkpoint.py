@@ -1,73 +1,230 @@
-"""Checkpoints of a run: adapter, average, optimizer, loop and data position, named by step, written beside and renamed."""
+"""Checkpoints of a run: adapter, average, optimizer, loop and data position, named by step, written beside and renamed.
+
+Also where a run stops before its end: when it was asked to by a signal, or its time is up. All ranks save and stop at the
+same step.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.trainer.states import TrainerFn
+import torch
+import torch.distributed as dist
+from typing_extensions import Buffer
+
+from callbacks.signals import SIGNALS
+
+BEST = "best.json"
+
+
+class Stopped(Exception):
+    """A run that has stopped before its end, with a checkpoint.
+
+    Attributes:
+        step: Optimizer steps done, all of them in the checkpoint.
+        signal: What it was asked by; None where its time was up.
+    """
+
+    def __init__(self, step: int, asked_by: signal.Signals | None) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step, self.signal = step, asked_by
 
 
 class Checkpoint(pl.Callback):
-    """Saves every so many optimizer steps and at the end; keeps the newest.
+    """Saves every so many optimizer steps and minutes, when a run has to stop, and at its end; keeps the newest and the best.
 
-    Where a validation is due at the same step, it comes first: Lightning does not make up for one that a kill cut short
-    when the run goes on from that step.
+    A step's checkpoint is written when the next one begins, so that the step's figures are logged and its validation and
+    pictures done before: a kill in between loses none of them. Whether one is due by the clock, or asked for by a signal to
+    any rank, the ranks find out together once for each optimizer step, in four numbers.
 
     Args:
         folder: where `step=<step>.ckpt` go.
         every: optimizer steps between checkpoints.
         keep: how many stay.
+        minutes: between checkpoints, by rank 0's clock; None: only steps count.
+        hours: after which the run saves and stops; None: never. Counted from when this object is made.
+        best: a figure by which the best checkpoint is kept beside the newest, such as layout/layout_iou; one is then written at
+            each step that is better than all before. Of a name that ends in "loss" the lowest is best, else the highest.
     """
 
-    def __init__(self, *, folder: str, every: int, keep: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        folder: str,
+        every: int,
+        keep: int = 3,
+        minutes: float | None = None,
+        hours: float | None = None,
+        best: str | None = None,
+    ) -> None:
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self._saved_step = -1
+        self.minutes, self.hours, self.best = minutes, hours, best
+        self._began = self._saved_at = time.monotonic()
+        self._saved_step = self._seen_step = -1
+        self._last: dict[str, Any] | None = None
+        self._measured: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The checkpoint that a run goes on from need not be written again."""
-        self._saved_step = trainer.global_step
+        """The checkpoint that a run goes on from need not be written again; signals are heard here, not by Lightning."""
+        self._saved_step = self._seen_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        SIGNALS.listen()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves what the steps before this batch have come to, where that is due.
+
+        Raises:
+            Stopped: it was the last for now.
+        """
+        step = trainer.global_step
+        if step == self._seen_step:
+            return
+        asked, late, due, better = self._agreed(trainer)
+        if asked or late or due or better or step % self.every == 0:
+            self._write(trainer, self._dump(trainer), better=better)
+        self._seen_step = step
+        if asked or late:
+            raise Stopped(step, signal.Signals(asked) if asked else None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves on the steps that are due, and on the last, unless a validation follows."""
-        if self._is_due(trainer) and not _validates(trainer):
-            self._save(trainer, trainer.global_step)
+        """Takes the state after the last step, while Lightning counts it as one to go on from."""
+        if trainer.global_step == trainer.max_steps != self._saved_step:
+            self._last = self._dump(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes it after the last validation."""
+        if self._last is not None:
+            *_, better = self._agreed(trainer)
+            self._write(trainer, self._last, better=better)
+            self._last = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves after the validation of a step that is due."""
-        if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer):
-            self._save(trainer, trainer.global_step)
+        """Refuses a figure to keep the best by that nothing has logged by now.
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        step = trainer.global_step
-        return step != self._saved_step and (step % self.every == 0 or step == trainer.max_steps)
+        Raises:
+            ValueError: those that are there are named.
+        """
+        if self.best is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if self.best not in (have := trainer.callback_metrics):
+            names = ", ".join(sorted(name for name in have if name.startswith(("layout/", "validation/"))))
+            raise ValueError(
+                f"trainer.keep_best={self.best}: no such figure is logged (have: {names}); name one of them"
+            )
 
-    def _save(self, trainer: pl.Trainer, step: int) -> None:
-        path = self.folder / f"step={step}.ckpt"
-        beside = path.with_suffix(".partial")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            trainer.save_checkpoint(beside)
-            if trainer.is_global_zero:
-                os.replace(beside, path)
-        except OSError as error:  # disk full: the checkpoints before this one stay whole
-            beside.unlink(missing_ok=True)
-            what = f"{error.strerror or error}; nothing was left behind: make room and give the same command again"
-            raise OSError(error.errno, what, str(path)) from error
-        self._saved_step = step
+    def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool, bool, bool]:
+        """On every rank the same: the signal that any has had (0: none); by rank 0, are hours up, are minutes, is it best."""
+        now, asked = time.monotonic(), SIGNALS.received or 0
+        flags = [int(asked), 0, 0, 0]
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
+            flags[1] = self.hours is not None and now - self._began >= self.hours * 3600
+            flags[2] = self.minutes is not None and now - self._saved_at >= self.minutes * 60
+            flags[3] = self._is_best(trainer)
+        if trainer.world_size > 1:
+            on_gpu = dist.get_backend() == "nccl"
+            shared = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device if on_gpu else "cpu")
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+            flags = shared.tolist()
+        return int(flags[0]), bool(flags[1]), bool(flags[2]), bool(flags[3])
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        """Whether the figure was measured anew at this step, and is better than all before."""
+        value = trainer.callback_metrics.get(self.best) if self.best is not None else None
+        if value is None or value is self._measured:
+            return False
+        self._measured = value
+        step, best = self._best()
+        lower = str(self.best).endswith("loss")
+        return step < 0 or (float(value) < best if lower else float(value) > best)
+
+    def _best(self) -> tuple[int, float]:
+        """Step and figure of the best checkpoint; step -1 where there is none of that figure."""
+        file = self.folder / BEST
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return (said["step"], said["value"]) if said and said["name"] == self.best else (-1, 0.0)
+
+    def _dump(self, trainer: pl.Trainer) -> dict[str, Any]:
+        return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+    def _write(self, trainer: pl.Trainer, checkpoint: dict[str, Any], *, better: bool) -> None:
+        """Writes on rank 0; the others wait, and end with it where it fails."""
+        step = trainer.global_step
+        path = self.folder / f"step={step}.ckpt"
+        error: OSError | None = None
+        if trainer.is_global_zero:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write_beside(path, checkpoint)
+                self._tidy(step, better=better)
+            except OSError as full:  # disk full: the checkpoints before this one stay whole
+                what = f"{full.strerror or full}; nothing was left behind: make room and give the same command again"
+                error = OSError(full.errno, what, str(path))
+        is_written = trainer.strategy.broadcast(error is None)
+        if error is not None:
+            raise error
+        if not is_written:
+            time.sleep(1)  # rank 0 says why, and ends first
+            sys.exit(2)
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _tidy(self, step: int, *, better: bool) -> None:
+        """Notes the best, and removes all but that and the newest."""
+        if better:
+            draft = self.folder / f".{BEST}"
+            draft.write_text(json.dumps({"name": self.best, "step": step, "value": float(self._measured)}) + "\n")
+            os.replace(draft, self.folder / BEST)
+        best, _ = self._best()
+        for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
+            if _step(old) != best:
                 old.unlink()
 
 
-def _validates(trainer: pl.Trainer) -> bool:
-    """Whether a validation follows the step that has just ended."""
-    batches = trainer.global_step * trainer.accumulate_grad_batches
-    return trainer.enable_validation and sum(trainer.num_val_batches) > 0 and batches % trainer.val_check_batch == 0
+class _Sink(io.FileIO):
+    """A file that remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """As every file; a part that fits is not taken for the whole."""
+        try:
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[super().write(rest) :]
+            return memoryview(data).nbytes
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _write_beside(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Writes a whole file or none, and is sure that it is on the disk before it has its name."""
+    beside = path.with_suffix(".partial")
+    try:
+        with _Sink(beside, "wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError:  # torch's own, in place of what the file said
+                if file.error is None:
+                    raise
+                raise file.error from None
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _step(path: Path) -> int:

@@ -55,11 +55,14 @@ class Trainer:
     """
 
     accelerator: str = "cpu"  # cpu, gpu, auto
-    devices: Any = 1  # a number, a list of indices, or "auto"
+    devices: Any = 1  # of each machine: a number, a list of indices, or "auto"; under a launcher as many as it started
     num_nodes: int = 1
-    strategy: str = "auto"  # Lightning's name: auto, ddp, fsdp, …
+    strategy: str = "auto"  # auto, ddp, fsdp, or a name of Lightning's
+    launcher: str | None = None  # slurm: only where srun has started the process
+    timeout_minutes: float = 30.0  # for which a process waits for the others
     precision: str = "32-true"
     max_steps: int = 200  # optimizer steps
+    max_time: float | None = None  # hours of an attempt
     accumulate: int = 1  # micro-batches to an optimizer step
     micro_batch: int | None = None  # samples that a rank takes at once, whatever the ranks; null: as accumulate says
     gradient_clip: float | None = 1.0  # largest norm of the gradient; null: none
@@ -70,9 +73,12 @@ class Trainer:
     deterministic: bool = False
     log_every: int = 10  # all of these in optimizer steps
     save_every: int = 100
+    save_minutes: float | None = None
     validate_every: int = 100
     keep: int = 3  # checkpoints kept, the newest
     max_nonfinite: int = 0  # steps in a row with a non-finite loss or gradient that are left out before the run stops
+    keep_best: str | None = None  # a logged figure; its best checkpoint is kept too
+    requeue: bool = False  # ask SLURM to run a stopped job again
 
     def __post_init__(self) -> None:
         """Refuses values that no run can have."""
@@ -80,6 +86,11 @@ class Trainer:
         _choose("trainer.precision", self.precision, PRECISIONS)
         _choose("trainer.matmul", self.matmul, ("highest", "high", "medium"))
         _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, micro_batch=1, keep=1)
+        if self.launcher is not None:
+            _choose("trainer.launcher", self.launcher, ("slurm",))
+        for name in ("max_time", "save_minutes", "timeout_minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"trainer.{name}={value}: must be more than 0")
         _at_least("trainer.", self, gradient_clip=0, log_every=1, save_every=1, validate_every=1, max_nonfinite=0)
         if self.micro_batch is not None and self.accumulate != 1:
             raise ValueError(

@@ -5,6 +5,7 @@ run belongs to `scene_datamodule.py`.
 """
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ from datamodules.mixture import MixedShards
 from datamodules.order import MixedOrder, SampleOrder
 from datamodules.shards import Record, SampleUnreadable, ShardSet
 from datamodules.transforms import Sample, SceneTransform
+
+GRACE = 60  # s that a worker goes on after it was asked to end, unless the training process ends it first
 
 
 class PositionDataset(Dataset[Sample]):
@@ -124,6 +127,7 @@ class PositionLoader:
             collate_fn=collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # of its own: the loader would draw from the global one
         )
 
@@ -133,3 +137,10 @@ class PositionLoader:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to restore."""
+
+
+def _leave_signals(worker: int) -> None:
+    """What asks a run to stop reaches all processes of a job: a worker has to serve until the step is done and saved."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -7,17 +7,22 @@ checked by the classes themselves. torch is imported inside, so that a misspelt 
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from runtime.ranks import ranks_of
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     import torch
+    from pytorch_lightning.strategies import Strategy
 
     from datamodules.scene_datamodule import SceneDataModule
     from lightning_modules.scene_diffusion import SceneDiffusion
@@ -77,7 +82,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
         conditioning=conditioning,
         objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
         drops=ConditionDrops(**{key: value for key, value in cfg.drops.items() if value is not None}),
-        optimizer=_optimizer(optimizer),
+        optimizer=_optimizer(optimizer, shared=cfg.trainer.strategy == "fsdp" and ranks_of(os.environ).count > 1),
         schedule=schedule,
         sampler=instantiate(cfg.sampler, _convert_="all"),
         average=average,
@@ -89,12 +94,13 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     )
 
 
-def _optimizer(node: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+def _optimizer(node: dict[str, Any], *, shared: bool = False) -> Callable[..., torch.optim.Optimizer]:
     """The optimizer that waits for its parameters.
 
     Args:
         node: its class under `_target_`, `learning_rate`, `decay_vectors`, and the class's own arguments; null ones are left to
             the class.
+        shared: each rank keeps the state of a part of the parameters.
 
     Returns:
         Called with the parameters, it gives the optimizer.
@@ -111,7 +117,12 @@ def _optimizer(node: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
         ) from error
     settings = {key: value for key, value in node.items() if value is not None}
     decay_vectors = settings.pop("decay_vectors", True)  # a run from before has none
-    build = functools.partial(optimizer, lr=settings.pop("learning_rate"), **settings)
+    settings["lr"] = settings.pop("learning_rate")
+    build = functools.partial(optimizer, **settings)
+    if shared:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        build = functools.partial(ZeroRedundancyOptimizer, optimizer_class=optimizer, **settings)
     return build if decay_vectors else lambda parameters: build(_groups(parameters))
 
 
@@ -145,27 +156,33 @@ def build_data(cfg: DictConfig) -> SceneDataModule:
 
 
 def build_callbacks(cfg: DictConfig) -> list[pl.Callback]:
-    """The run's callbacks, the one that makes a run go on from whole steps, and the one that ends it where a rank has died."""
+    """The run's callbacks, what saves last of them; what makes a run go on from whole steps, and ends it where a rank has died."""
+    from callbacks.checkpoint import Checkpoint
     from callbacks.lifeline import Lifeline
     from datamodules.resume import ResumeWholeSteps
 
-    return [ResumeWholeSteps(), Lifeline(), *(instantiate(node, _convert_="all") for node in cfg.callback.values())]
+    chosen = [instantiate(node, _convert_="all") for node in cfg.callback.values()]
+    return [ResumeWholeSteps(), Lifeline(), *sorted(chosen, key=lambda callback: isinstance(callback, Checkpoint))]
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
     """Lightning's trainer with the run's callbacks and loggers."""
     import pytorch_lightning as pl
     import torch
+    from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     node = cfg.trainer
     torch.set_float32_matmul_precision(node.matmul)
     # where SLURM is installed Lightning tells every plain process to use it
     warnings.filterwarnings("ignore", message=".*srun.* is not used")
+    ranks = ranks_of(os.environ).count
     return pl.Trainer(
+        # the processes have met, whoever started them; Lightning's own way under SLURM would save by itself on its signals
+        plugins=[TorchElasticEnvironment() if ranks > 1 else LightningEnvironment()],
         accelerator=node.accelerator,
         devices=node.devices,
         num_nodes=node.num_nodes,
-        strategy=node.strategy,
+        strategy=build_strategy(node.strategy, ranks, timeout=node.get("timeout_minutes", 30.0)),
         precision=node.precision,
         max_steps=node.max_steps,
         max_epochs=-1,
@@ -183,6 +200,34 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
         callbacks=build_callbacks(cfg),
         logger=[instantiate(node, _convert_="all") for node in cfg.logger.values()],
     )
+
+
+def build_strategy(name: str, ranks: int, *, timeout: float = 30.0) -> Strategy | str:
+    """How processes share the work of a step.
+
+    Args:
+        name: auto, ddp, fsdp, or what Lightning calls one of its own.
+        ranks: Processes that train together.
+        timeout: Minutes for which one waits for the others.
+
+    Returns:
+        The strategy, or Lightning's name of one; of a single process the plain one.
+    """
+    settings: dict[str, Any] = {
+        "timeout": timedelta(minutes=timeout),
+        "gradient_as_bucket_view": True,  # gradients lie where they are sent from: one copy of them less
+    }
+    if name in ("auto", "ddp", "fsdp") and ranks == 1:
+        return "auto"
+    if name in ("auto", "ddp"):
+        from pytorch_lightning.strategies import DDPStrategy
+
+        return DDPStrategy(**settings)
+    if name == "fsdp":
+        from runtime.sharding import SharedOut  # where torch was built without it, other strategies still work
+
+        return SharedOut(**settings)
+    return name
 
 
 def check_fit(conditioning: Any, provides: frozenset[str], *, data: str) -> None:

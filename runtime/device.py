@@ -6,6 +6,7 @@ by rounding alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from runtime.ranks import Ranks
+from runtime.ranks import Ranks, ranks_of
 from runtime.run_directory import RunError
 
 if TYPE_CHECKING:
@@ -51,19 +52,22 @@ def device_of(trainer: DictConfig) -> torch.device:
 
 
 def world_size(trainer: DictConfig) -> int:
-    """Processes that would train together here, told before there is a trainer, as Lightning counts them.
+    """Processes that train together, told before there is a trainer.
 
     Args:
         trainer: `accelerator`, `devices` (a number, a list of indices, or "auto"), `num_nodes`.
 
     Returns:
-        Devices of this machine times the number of machines.
+        As many as a launcher has started; where it has started none, devices of this machine times the number of machines, as
+        Lightning counts them.
 
     Raises:
         RunError: a GPU is asked for that is not there.
     """
     from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 
+    if (started := ranks_of(os.environ).count) > 1:
+        return started
     kind = CPUAccelerator if device_of(trainer).type == "cpu" else CUDAAccelerator
     asked = OmegaConf.to_container(trainer).get("devices")
     devices = kind.auto_device_count() if asked == "auto" else kind.parse_devices(asked)

@@ -39,16 +39,22 @@ CHANGEABLE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.launcher",
+    "trainer.timeout_minutes",
     "trainer.accumulate",
     "trainer.micro_batch",
     "trainer.compile",
     "trainer.gradient_checkpointing",
     "trainer.channels_last",
     "trainer.max_steps",
+    "trainer.max_time",
     "trainer.log_every",
     "trainer.save_every",
+    "trainer.save_minutes",
     "trainer.validate_every",
     "trainer.keep",
+    "trainer.keep_best",
+    "trainer.requeue",
 )
 ABSENT = "absent"
 SHOWN = 3  # differing keys that a refusal names

@@ -6,17 +6,26 @@ Separate from the script so that tests and notebooks call it as a function. Buil
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from callbacks.checkpoint import Stopped
+from callbacks.signals import SIGNALS
 from callbacks.start import StartFrom
 from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.device import accumulation
+from runtime.launch import decided, first, join, place, refuse_unseen
+from runtime.ranks import Ranks
+from runtime.requeue import requeue
 from runtime.run_directory import Attempt, RunDirectory, RunError
 
 if TYPE_CHECKING:
@@ -24,8 +33,33 @@ if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
 
 
-def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDiffusion:
+STOPPED = 75
+"""Exit status of a run that a signal has stopped: not finished, and the same command goes on (sysexits' EX_TEMPFAIL)."""
+
+
+def run(cfg: DictConfig) -> None:
+    """Trains the run that a configuration describes, from where it stands; every rank calls it.
+
+    Args:
+        cfg: the composed configuration; rank 0's folder is the run's.
+    """
+    ranks = Ranks() if cfg.plan else join(cfg.trainer)
+    if not cfg.plan:
+        place(cfg.trainer.copy(), ranks)  # what contradicts the launcher is refused first
+    cfg = cfg.copy()
+    cfg.run = decided(lambda: str(cfg.run))  # its path may hold the time of day
+    directory = RunDirectory(cfg.run)
+    attempt = decided(lambda: directory.inspect(cfg))
+    if ranks.rank == 0:
+        print(attempt.message)
+    if attempt.state != "finished":
+        train(cfg, directory, attempt)
+
+
+def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDiffusion | None:
     """Fits the run from its newest checkpoint, or plans it.
+
+    Where a signal stops it before its end, the process ends with status 75.
 
     Args:
         cfg: the composed configuration.
@@ -33,40 +67,78 @@ def train(cfg: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDi
         attempt: where the run stands.
 
     Returns:
-        The module as trained (as built, for a plan).
+        The module as trained (as built, for a plan); None where `trainer.max_time` has stopped it.
     """
     if cfg.start_from is not None:
         checkpoint_of(cfg.start_from)  # refused before anything is made
     if cfg.plan:
         return plan(cfg)
-    cfg = cfg.copy()
+    saves = any(str(node.get("_target_", "")).endswith(".Checkpoint") for node in cfg.callback.values())
+    with SIGNALS.heard() if saves else nullcontext():
+        try:
+            return _fit(cfg, directory, attempt)
+        except Stopped as stopped:
+            end(stopped, directory, requeues=cfg.trainer.requeue)
+    return None
+
+
+def _fit(given: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneDiffusion:
+    cfg = given.copy()
+    ranks = join(cfg.trainer)
+    place(cfg.trainer, ranks)
     cfg.trainer.accumulate = accumulation(cfg.batch_size, cfg.trainer)  # data.accumulate is made of it
     data = build_data(cfg)
-    data.prepare_data()
+    first(data.prepare_data)
     data.setup("fit")
     module = build_module(cfg, restored=attempt.checkpoint is not None)
     check_fit(module.conditioning, data.provides, data=cfg.data.shards)
     if (form := data.training_set.latents) is not None:
         module.backbone.check_latents(form.shape, factor=form.scaling_factor)
-    print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
-    directory.open(cfg)
+    if ranks.rank == 0:
+        print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
+    decided(lambda: directory.open(given))
+    refuse_unseen(directory.path)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
     trainer = build_trainer(cfg)
     if attempt.checkpoint is None and cfg.start_from is not None:
         trainer.callbacks.insert(0, StartFrom(checkpoint_of(cfg.start_from), optimizer=cfg.start_optimizer))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
-        if isinstance(logger, MetricsCsv | TensorBoard):
+        if isinstance(logger, MetricsCsv | TensorBoard) and ranks.rank == 0:
             logger.rewind(attempt.step)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=attempt.checkpoint, weights_only=True)
-    if trainer.global_step >= cfg.trainer.max_steps:
+    if trainer.global_step >= cfg.trainer.max_steps and ranks.rank == 0:
         directory.finish(trainer.global_step)
         print(
             f"{directory.path}: finished at step {trainer.global_step}. Evaluate it: python evaluate.py run={directory.path}"
         )
     return module
+
+
+def end(stopped: Stopped, directory: RunDirectory, *, requeues: bool) -> None:
+    """Says that a run has stopped before its end, and has SLURM run it again.
+
+    Args:
+        stopped: where and why.
+        directory: the run's folder.
+        requeues: whether SLURM is asked.
+    """
+    SIGNALS.pass_over()  # a job that is requeued has its processes ended at once
+    why = "trainer.max_time is over" if stopped.signal is None else stopped.signal.name
+
+    def say() -> None:
+        again = shlex.join(["python", *sys.argv])
+        print(
+            f"{directory.path}: stopped at step {stopped.step} ({why}); the same command goes on: {again}", flush=True
+        )
+        if requeues and stopped.signal is not None:
+            print(requeue(os.environ), flush=True)
+
+    decided(say)  # launchers end the others when one has ended: none does before rank 0 has said so
+    if stopped.signal is not None:
+        sys.exit(STOPPED)
 
 
 def plan(cfg: DictConfig) -> SceneDiffusion:

@@ -103,9 +103,10 @@ class TestCheckpoint:
 
 
 def step_ends(callback, run):
-    """What a trainer calls at the end of a step and of its validation."""
+    """What a trainer calls between a step and the next."""
     callback.on_train_batch_end(run[1].trainer, run[1], None, None, 0)
     callback.on_validation_end(run[1].trainer, run[1])
+    callback.on_train_batch_start(run[1].trainer, run[1], None, 1)
 
 
 @contextlib.contextmanager

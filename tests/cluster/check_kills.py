@@ -1,0 +1,70 @@
+"""Kills at random moments: `make test-kill`, not part of `make test`. KILLS=N sets how many, 20 by default; SEED=N other moments.
+
+Each attempt is killed with SIGKILL some steps after it has begun to train. The next has to go on from the newest checkpoint, and
+the end has to be that of a run that nobody killed.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.cluster.runs import REPO, SMALL, difference, environment, steps_of
+
+EVERY = 50
+KILLS = int(os.environ.get("KILLS", 20))
+SEED = int(os.environ.get("SEED", 0))
+STEPS = EVERY * (2 * KILLS + 2)  # an attempt passes two checkpoints at most
+
+
+def start(run: Path, data: Path) -> subprocess.Popen:
+    settings = (f"run={run}", f"paths.data={data}", f"trainer.max_steps={STEPS}", f"trainer.save_every={EVERY}")
+    return subprocess.Popen(
+        [sys.executable, "train.py", *SMALL, *settings, "trainer.validate_every=70", "trainer.keep=2"],
+        cwd=REPO,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def newest(run: Path) -> int:
+    return max((int(file.stem.partition("=")[2]) for file in run.glob("checkpoints/step=*.ckpt")), default=0)
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
+    chosen = random.Random(SEED)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    out, _ = start(whole, tmp_path / "data").communicate(timeout=1800)
+    assert f"finished at step {STEPS}" in out, out
+    for number in range(KILLS):
+        before = newest(killed)
+        process = start(killed, tmp_path / "data")
+        target = before + chosen.randint(1, 2 * EVERY - 10)
+        while process.poll() is None and steps_of(killed) < target:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+        time.sleep(chosen.random() * 0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        out, _ = process.communicate()
+        went_on = re.search(r"goes on from step=(\d+)\.ckpt", out)
+        assert (int(went_on[1]) if went_on else 0) == before, out
+        lost = steps_of(killed) - newest(killed)
+        assert lost <= EVERY + 1  # the checkpoint of a step is written when the next begins
+        print(
+            f"kill {number + 1}: went on from {before}, killed at {steps_of(killed)}, newest {newest(killed)}",
+            flush=True,
+        )
+    before = newest(killed)
+    out, _ = start(killed, tmp_path / "data").communicate(timeout=1800)
+    assert f"goes on from step={before}.ckpt" in out
+    assert f"finished at step {STEPS}" in out
+    assert difference(whole, killed, STEPS) == ""
+    print(
+        f"{KILLS} kills, {KILLS} resumes from the newest checkpoint; figures, weights and moments equal at step {STEPS}"
+    )
