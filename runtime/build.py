@@ -156,7 +156,7 @@ def build_data(cfg: DictConfig) -> SceneDataModule:
 
 
 def build_callbacks(cfg: DictConfig) -> list[pl.Callback]:
-    """The run's callbacks, what saves last of them; what makes a run go on from whole steps, and ends it where a rank has died."""
+    """The run's callbacks, what saves last of them; what makes it go on from whole steps, and ends it where a rank has died."""
     from callbacks.checkpoint import Checkpoint
     from callbacks.lifeline import Lifeline
     from datamodules.resume import ResumeWholeSteps
