@@ -29,9 +29,9 @@ BEST = "best.json"
 class Stopped(Exception):
     """A run that has stopped before its end, with a checkpoint.
 
-    Attributes:
-        step: Optimizer steps done, all of them in the checkpoint.
-        signal: What it was asked by; None where its time was up.
+    Args:
+        step: optimizer steps done, all of them in the checkpoint.
+        asked_by: the signal; None where its time was up.
     """
 
     def __init__(self, step: int, asked_by: signal.Signals | None) -> None:
@@ -82,11 +82,7 @@ class Checkpoint(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves what the steps before this batch have come to, where that is due.
-
-        Raises:
-            Stopped: it was the last for now.
-        """
+        """Saves what the steps before this batch have come to, where that is due; raises `Stopped` after the last for now."""
         step = trainer.global_step
         if step == self._seen_step:
             return
@@ -95,6 +91,8 @@ class Checkpoint(pl.Callback):
             self._write(trainer, self._dump(trainer), better=better)
         self._seen_step = step
         if asked or late:
+            for logger in trainer.loggers:
+                logger.finalize("success")  # the attempt ends in order; Lightning would call it failed
             raise Stopped(step, signal.Signals(asked) if asked else None)
 
     def on_train_batch_end(
@@ -112,11 +110,7 @@ class Checkpoint(pl.Callback):
             self._last = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses a figure to keep the best by that nothing has logged by now.
-
-        Raises:
-            ValueError: those that are there are named.
-        """
+        """Refuses a figure to keep the best by that nothing has logged by now."""
         if self.best is None or trainer.sanity_checking or not trainer.is_global_zero:
             return
         if self.best not in (have := trainer.callback_metrics):

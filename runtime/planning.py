@@ -203,11 +203,13 @@ def _lines(
     frozen = {p: p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad}
     average = set() if module.average is None else set(module.average.parameters())
     moments = 2 if "8bit" in cfg.optimizer["_target_"] else 8
+    sharing = ranks if cfg.trainer.strategy == "fsdp" else 1  # of the denoiser and the optimizer's state
+    denoiser = sum(frozen.get(p, 0) for p in module.backbone.unet.parameters())
     parts = {
-        "frozen weights": sum(size for p, size in frozen.items() if p not in average),
+        "frozen weights": sum(size for p, size in frozen.items() if p not in average) - denoiser + denoiser // sharing,
         "trained weights": 4 * trained,
-        "gradients": 4 * trained * (2 if ranks > 1 and cfg.trainer.strategy == "ddp" else 1),
-        "optimizer": moments * trained,
+        "gradients": 4 * trained,
+        "optimizer": moments * trained // sharing,
         "average": 4 * trained if average else 0,
         f"activations of {micro}": one.saved,
     }
