@@ -9,6 +9,7 @@ checking; `shard_writer.py` writes, `shard_index.py` knows the index. In which o
 
 import bisect
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -134,6 +135,27 @@ def _offsets(file: int, entry: ShardEntry, extensions: list[str]) -> np.ndarray:
     return np.array([member[1:] for member in found], dtype=np.int64).reshape(entry.count, len(extensions), 2)
 
 
+def _array(content: bytes) -> np.ndarray:
+    """What `numpy.load` gives for the bytes of a `.npy` file, which may be written to; pickles are refused."""
+    if content[6:8] != b"\x01\x00":  # all that numpy writes of plain arrays is of this version
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    end = 10 + int.from_bytes(content[8:10], "little")
+    dtype, shape, is_fortran = _npy_header(content[:end])
+    numbers = np.frombuffer(content, dtype, offset=end).copy()
+    return numbers.reshape(shape, order="F" if is_fortran else "C")
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_header(head: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """Type, shape and order; the same head stands before each latent of a folder, and reading it takes as long as the numbers."""
+    stream = io.BytesIO(head)
+    np.lib.format.read_magic(stream)
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    return dtype, shape, is_fortran
+
+
 class ShardSet:
     """The samples of a folder of shards, by number; safe with threads, processes and pickle.
 
@@ -230,7 +252,7 @@ class ShardSet:
         try:
             scene = Scene.from_json(json.loads(text))
             if self.latents is not None:
-                latent, log_variance = self._halves(np.load(io.BytesIO(content), allow_pickle=False))
+                latent, log_variance = self._halves(_array(content))
                 return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
