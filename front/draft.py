@@ -105,18 +105,16 @@ class Draft:
         kept = sorted({place for place in same if place is not None} | set(self._unplaced()))
         items = [self.items[place] for place in kept]
         shown = []
-        for (phrase, pixels), place in zip(now, same, strict=True):
+        for (phrase, pixels), place in reversed(list(zip(now, same, strict=True))):  # the canvas has the newest first
             if place is None:
                 shown.append(len(items))
                 items.append(Item(phrase=phrase, pixels=pixels))
                 continue
             shown.append(kept.index(place))
             before = self.items[place]
-            assert before.pixels is not None
-            still = all(abs(a - b) <= _SLACK for a, b in zip(before.pixels, pixels, strict=True))
             items[shown[-1]] = Item(
                 phrase=phrase,
-                pixels=before.pixels if still else pixels,
+                pixels=before.pixels if _near(before.pixels, pixels) else pixels,
                 known=before.known if phrase == before.phrase else None,
             )
         new_place = {old: new for new, old in enumerate(kept)}
@@ -125,7 +123,7 @@ class Draft:
             for r in self.relations
             if r.subject in new_place and r.object in new_place
         )
-        return replace(self, items=tuple(items), shown=tuple(shown), relations=relations)
+        return replace(self, items=tuple(items), shown=tuple(reversed(shown)), relations=relations)
 
     def related(self, subject: int, predicate: str, target: int) -> Draft:
         """The draft with one relation more.
@@ -185,11 +183,10 @@ class Draft:
         """For each box of the canvas which object it is: first those that did not change, then moved, then renamed ones."""
         left = list(self.shown)
         same: list[int | None] = [None] * len(now)
-        near = lambda a, b: a is not None and all(abs(x - y) <= _SLACK for x, y in zip(a, b, strict=True))
         for fits in (
-            lambda item, phrase, pixels: item.phrase == phrase and near(item.pixels, pixels),
+            lambda item, phrase, pixels: item.phrase == phrase and _near(item.pixels, pixels),
             lambda item, phrase, pixels: item.phrase == phrase,
-            lambda item, phrase, pixels: near(item.pixels, pixels),
+            lambda item, phrase, pixels: _near(item.pixels, pixels),
         ):
             for number, (phrase, pixels) in enumerate(now):
                 if same[number] is not None:
@@ -208,6 +205,10 @@ def _pixels(box: tuple[float, float, float, float] | None) -> Pixels | None:
     left, top, right, bottom = (round(side * SIDE) for side in box)
     left, top = min(left, SIDE - 1), min(top, SIDE - 1)
     return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def _near(before: Pixels | None, now: Pixels) -> bool:
+    return before is not None and all(abs(a - b) <= _SLACK for a, b in zip(before, now, strict=True))
 
 
 def _on_canvas(box: Mapping[str, Any]) -> Pixels:

@@ -30,10 +30,11 @@ from scenes.forms import read_scene
 LONGEST = 2000  # characters of a text
 RELATIONS = ("left of", "right of", "above", "below", "inside", "surrounding", "on", "next to", "holding")
 ANY = "any"
+NOTHING = "nothing"
 PICTURES = 24  # that stay in the folder, the newest
 CSS = """
-.pixels img { image-rendering: pixelated; width: 100%; }
-footer { display: none !important; }
+.pixels img { image-rendering: pixelated; object-fit: contain; width: 100%; height: 100%; }
+#canvas button[aria-label^="Rotate"] { display: none; }
 """
 HINT = (
     "Drag to draw a box and type its name. **C** draws, **D** moves and resizes, **E** renames the chosen box, **Delete** removes it."
@@ -102,31 +103,30 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
                     save = gr.Button("Save the scene", elem_id="save")
             with gr.Column(min_width=480):
                 with gr.Row():
-                    method = gr.Dropdown(methods, value=ANY, label="Method")
-                    weights = gr.Dropdown(list(found), value=first.title, label="Weights", elem_id="weights")
-                    other = gr.Dropdown(
-                        ["", *found], value="", label="Compare with, on the same scene and seed", elem_id="other"
-                    )
+                    method = gr.Dropdown(methods, value=ANY, label="Method", scale=1)
+                    weights = gr.Dropdown(list(found), value=first.title, label="Weights", scale=3, elem_id="weights")
+                other = gr.Dropdown(
+                    [(NOTHING, ""), *found],
+                    value="",
+                    label="Compare with (the same scene, seed and settings)",
+                    elem_id="other",
+                )
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
-                    guidance = gr.Slider(0, 20, step=0.1, label="Guidance")
-                    fraction = gr.Slider(0, 1, step=0.05, label="β: share of the steps that see the scene")
-                    steps = gr.Slider(1, 200, step=1, label="Steps")
+                    guidance = gr.Slider(0, 20, step=0.1, label="Guidance", elem_id="guidance")
+                with gr.Row():
+                    fraction = gr.Slider(0, 1, step=0.05, label="β, share of steps with the scene")
+                    steps = gr.Slider(1, 200, step=1, label="Steps", elem_id="steps")
                 go = gr.Button("Draw the picture", variant="primary", elem_id="draw")
                 shown = []
+                picture = {"type": "filepath", "format": "png", "height": 300, "interactive": False, "buttons": ["download"]}
                 with gr.Row():
                     for side in ("left", "right"):
                         with gr.Column(visible=side == "left") as column:
                             shown += [
                                 column,
-                                gr.Image(label="With boxes", type="filepath", format="png", elem_id=f"{side}_boxes"),
-                                gr.Image(
-                                    label="Picture",
-                                    type="filepath",
-                                    format="png",
-                                    elem_id=f"{side}_picture",
-                                    elem_classes="pixels",
-                                ),
+                                gr.Image(label="With boxes", elem_id=f"{side}_boxes", **picture),
+                                gr.Image(label="Picture", elem_id=f"{side}_picture", elem_classes="pixels", **picture),
                                 gr.Markdown(elem_id=f"{side}_about"),
                             ]
         settings = [guidance, fraction, steps]

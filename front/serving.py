@@ -29,7 +29,6 @@ def serve(cfg: DictConfig) -> None:
     Raises:
         ValueError: Gradio is not installed, the port is taken, or there is nothing to draw with.
     """
-    local = is_loopback(cfg.host)
     _check_free(cfg.host, cfg.port)
     folder = _prepared()
     try:
@@ -46,9 +45,9 @@ def serve(cfg: DictConfig) -> None:
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     page = build_page(cfg, folder)
     # A page of another name that leads here is refused, so that no site a browser visits can ask.
-    hosts = ["127.0.0.1", "localhost", "[::1]", cfg.host] if local else ["*"]
-    if not local:
-        print(f"warning: host={cfg.host}: whoever reaches this machine can draw with its runs; there is no password", flush=True)
+    hosts = ["127.0.0.1", "localhost", "[::1]", cfg.host] if is_loopback(cfg.host) else ["*"]
+    if (said := warning(cfg.host)) is not None:
+        print(said, flush=True)
     page.queue(max_size=32)
     _, url, _ = page.launch(
         server_name=cfg.host,
@@ -108,6 +107,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def warning(host: str) -> str | None:
+    """What to say of a host that others reach; None for this machine alone."""
+    if is_loopback(host):
+        return None
+    return f"warning: host={host}: whoever reaches this machine can draw with its runs; there is no password"
 
 
 def _check_free(host: str, port: int) -> None:

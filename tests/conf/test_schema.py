@@ -7,6 +7,7 @@ import pytest
 from conf.schema import (
     ROOTS,
     TRAINING_ALONE,
+    App,
     DataCommon,
     Drops,
     Ema,
@@ -67,6 +68,9 @@ def test_defaults_are_right() -> None:
         (Sample, {"run": "r", "scene": "a", "form": "sheet", "guidances": [1]}, "guidances=[1]: form=sheet has one"),
         (Sample, {"run": "r", "scene": "a", "inpaint": "p", "guidances": [1]}, "inpaint=p: a grid paints whole pictures"),
         (Sample, {"run": "r", "scene": "a", "out": "a.jpg"}, "out=a.jpg: a picture keeps its scene and settings in it"),
+        (App, {"run": "r", "weights": "w"}, "run, weights: both given; name what draws with run=DIR"),
+        (App, {"backbone": {"_target_": "x"}}, "backbone: a run has its own; leave it out"),
+        (App, {"port": 70000}, "port=70000: must be at most 65535"),
         (Prepare, {}, "name one with source=NAME"),
         (Prepare, {"max_bad_fraction": 1.5}, "max_bad_fraction=1.5: must lie between 0 and 1"),
         (DataCommon, {"min_area": -0.1}, "data.min_area=-0.1"),
