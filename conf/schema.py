@@ -390,13 +390,17 @@ class Sample:
         if self.form is not None:
             _choose("form", self.form, ("sheet", "grid", "picture"))
         if self.guidances is not None and self.form not in (None, "grid"):
-            raise ValueError(f"guidances={list(self.guidances)}: form={self.form} has one, sampler.guidance=N; or take form=grid")
+            raise ValueError(
+                f"guidances={list(self.guidances)}: form={self.form} has one, sampler.guidance=N; or take form=grid"
+            )
         if self.form == "picture" and len(self.seeds or [0]) > 1:
             raise ValueError(f"seeds={list(self.seeds or [])}: form=picture is of one; give one, or take form=grid")
         if self.inpaint is not None and (self.form == "grid" or self.guidances is not None):
             raise ValueError(f"inpaint={self.inpaint}: a grid paints whole pictures; leave it out, or take form=sheet")
         if self.out is not None and Path(self.out).suffix.lower() != ".png":
-            raise ValueError(f"out={self.out}: a picture keeps its scene and settings in it, as a PNG; name it FILE.png")
+            raise ValueError(
+                f"out={self.out}: a picture keeps its scene and settings in it, as a PNG; name it FILE.png"
+            )
 
     def _refuse(self, what: str, **usual: Any) -> None:
         """Refuses settings that mean nothing to what is drawn."""

@@ -51,7 +51,7 @@ class Item:
             raise SceneError(f"{where}: has no name; select it on the canvas and press E, or remove it")
         box = None if self.pixels is None else tuple(side / SIDE for side in self.pixels)
         if self.known is None:
-            return SceneObject(phrase=self.phrase, box=box)  # pyright: ignore[reportArgumentType]
+            return SceneObject(phrase=self.phrase, box=box)
         if self.pixels == _pixels(self.known.box):
             return self.known
         return replace(self.known, box=box, mask=None)  # a mask is of the old place

@@ -7,6 +7,7 @@ handlers, each with what the browser holds at that moment.
 from __future__ import annotations
 
 import functools
+import html
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ CSS = """
 #canvas button[aria-label^="Rotate"] { display: none; }
 """
 HINT = (
-    "Drag to draw a box and type its name. **C** draws, **D** moves and resizes, **E** renames the chosen box, **Delete** removes it."
+    "Drag to draw a box and type its name. **C** draws, **D** moves and resizes, **E** renames the chosen box, "
+    "**Delete** removes it."
 )
 # A file from the browser to its own downloads, without a way through the server.
 DOWNLOAD = """(text) => {
@@ -119,7 +121,13 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
                     steps = gr.Slider(1, 200, step=1, label="Steps", elem_id="steps")
                 go = gr.Button("Draw the picture", variant="primary", elem_id="draw")
                 shown = []
-                picture = {"type": "filepath", "format": "png", "height": 300, "interactive": False, "buttons": ["download"]}
+                picture = {
+                    "type": "filepath",
+                    "format": "png",
+                    "height": 300,
+                    "interactive": False,
+                    "buttons": ["download"],
+                }
                 with gr.Row():
                     for side in ("left", "right"):
                         with gr.Column(visible=side == "left") as column:
@@ -131,7 +139,12 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
                             ]
         settings = [guidance, fraction, steps]
         people = [state, subject, target, relations]
-        edits = {"concurrency_id": "edits", "concurrency_limit": 1, "show_progress": "hidden", "api_visibility": "private"}
+        edits = {
+            "concurrency_id": "edits",
+            "concurrency_limit": 1,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         draws = {"concurrency_id": "draws", "concurrency_limit": 1, "api_visibility": "private"}
         canvas.change(hands.follow, [canvas, state, subject, target], people, trigger_mode="always_last", **edits)
         relate.click(hands.relate, [canvas, state, subject, predicate, target], people, **edits)
@@ -158,7 +171,8 @@ def _said(handler: Callable[..., Any]) -> Callable[..., Any]:
             message = explanation(error)
             if message is None:
                 raise
-            raise gr.Error(message, duration=None, print_exception=False) from None
+            # Gradio shows HTML, and the message may quote a file of anyone's.
+            raise gr.Error(html.escape(message, quote=False), duration=None, print_exception=False) from None
 
     return run
 
@@ -183,7 +197,9 @@ class _Hands:
         return self._people(self._followed(canvas, draft), draft, subject, target)
 
     @_said
-    def relate(self, canvas: Any, draft: Draft, subject: str | None, predicate: str | None, target: str | None) -> list[Any]:
+    def relate(
+        self, canvas: Any, draft: Draft, subject: str | None, predicate: str | None, target: str | None
+    ) -> list[Any]:
         """Adds a relation between the two that are chosen."""
         now = self._followed(canvas, draft)
         ends = [now.names().index(name) if name in now.names() else None for name in (subject, target)]
@@ -260,7 +276,12 @@ class _Hands:
             plain, boxed = self._files()
             save_picture(Image.fromarray(picture), plain, record)
             draw_boxes(Image.fromarray(picture), scene).save(boxed)
-            shown += [gr.Column(visible=True), str(boxed), str(plain), f"{name}, {record.settings['checkpoint'] or 'file'}"]
+            shown += [
+                gr.Column(visible=True),
+                str(boxed),
+                str(plain),
+                f"{name}, {record.settings['checkpoint'] or 'file'}",
+            ]
         return shown
 
     def _choice(self, title: str) -> Choice:
@@ -271,7 +292,9 @@ class _Hands:
     def _followed(self, canvas: Any, draft: Draft) -> Draft:
         boxes = [] if canvas is None else canvas["boxes"]
         if len(boxes) > self._most:
-            raise SceneError(f"objects: {len(boxes)}, more than objects={self._most}; remove some, or raise it with app.py")
+            raise SceneError(
+                f"objects: {len(boxes)}, more than objects={self._most}; remove some, or raise it with app.py"
+            )
         if any(len(str(box["label"])) > LONGEST for box in boxes):
             raise SceneError(f"objects: a name is longer than {LONGEST} characters; shorten it")
         return draft.followed(boxes)
@@ -307,5 +330,7 @@ def _canvas(draft: Draft) -> dict[str, Any]:
 
 def _bounded(scene: Scene, most: int) -> Scene:
     if len(scene.objects) > most:
-        raise SceneError(f"scene {scene.id!r}: {len(scene.objects)} objects, more than objects={most}; raise it with app.py")
+        raise SceneError(
+            f"scene {scene.id!r}: {len(scene.objects)} objects, more than objects={most}; raise it with app.py"
+        )
     return scene

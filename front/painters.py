@@ -43,8 +43,8 @@ def choices(cfg: DictConfig) -> list[Choice]:
     """Everything that a page can draw with.
 
     Args:
-        cfg: What `app.py` was asked for: `paths.runs`, whose runs are looked at; `run` or `weights`, which comes first; `sampler` and
-            `trainer` lie over those of each.
+        cfg: What `app.py` was asked for: `paths.runs`, whose runs are looked at; `run` or `weights`, which comes first;
+            `sampler` and `trainer`, which lie over those of each.
 
     Returns:
         At least one; what is named first, then the runs by name.

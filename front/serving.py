@@ -9,8 +9,12 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The browser itself refuses what the page would fetch elsewhere. Gradio needs inline scripts and workers made of text.
 POLICY = (
@@ -34,7 +38,9 @@ def serve(cfg: DictConfig) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise ValueError(f"app.py: {error.name} is not installed; make setup, or pip install -r requirements.txt") from None
+        raise ValueError(
+            f"app.py: {error.name} is not installed; make setup, or pip install -r requirements.txt"
+        ) from None
 
     from PIL import Image
     from starlette.middleware import Middleware
@@ -84,13 +90,13 @@ class _Headers:
         app: What answers.
     """
 
-    def __init__(self, app) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers as the application does, with two headers more."""
 
-        async def with_headers(message) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
                 message["headers"] = [*message.get("headers", []), *added]
@@ -132,6 +138,9 @@ def _prepared() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="scenograph-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "gradio"), HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1"
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_TEMP_DIR=str(folder / "gradio"),
+        HF_HUB_DISABLE_TELEMETRY="1",
+        DO_NOT_TRACK="1",
     )
     return folder

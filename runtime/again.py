@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from runtime.composition import CONF, check_values
+from runtime.keys import reason
 from runtime.picture_record import PictureRecord, file_hash, read_record
 from runtime.run_directory import RunDirectory, lay_over
 
@@ -84,7 +86,7 @@ def again(cfg: DictConfig) -> Again:
                 _refuse_foreign(cfg, key, stored)
                 asked[key] = _laid(key, stored[key], cfg[key])
             elif cfg[key] is None:
-                asked[key] = stored[key]
+                _take(asked, key, stored[key])
         asked.out = cfg.out or str(Path(cfg.again).with_stem(f"{Path(cfg.again).stem}_again"))
         if not names_weights:
             asked.checkpoint = cfg.checkpoint or _checkpoint(cfg, stored)
@@ -99,6 +101,15 @@ def again(cfg: DictConfig) -> Again:
     )
 
 
+def _take(asked: DictConfig, key: str, value: Any) -> None:
+    try:
+        asked[key] = value
+    except OmegaConfBaseException as error:
+        raise ValueError(
+            f"again={asked.again}: its settings are broken ({key}: {reason(error)}); give {key}=…"
+        ) from None
+
+
 def _check_inpaint(cfg: DictConfig, asked: DictConfig, record: PictureRecord) -> None:
     """Refuses another picture under the name of the one that was kept outside the boxes."""
     if asked.inpaint is None or cfg.inpaint is not None:
@@ -110,11 +121,7 @@ def _check_inpaint(cfg: DictConfig, asked: DictConfig, record: PictureRecord) ->
 
 
 def _checkpoint(cfg: DictConfig, stored: dict[str, Any]) -> str | None:
-    """The checkpoint that drew, or None for the newest, whose hash will tell.
-
-    Raises:
-        ValueError: The run, or the file of weights, is not there.
-    """
+    """The checkpoint that drew, or None for the newest, whose hash will tell; weights that are not there are refused."""
     run, weights = stored["run"], stored["weights"]
     place = Path(str(run if run is not None else weights))
     if not (RunDirectory(place).config_file if run is not None else place).is_file():

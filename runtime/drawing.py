@@ -68,13 +68,21 @@ def draw(cfg: DictConfig, run_cfg: DictConfig, again: Again | None = None) -> Pa
     rows: dict[str, list[list[np.ndarray]]] = {"": []} if refiner is None else {"": [], NOT_REFINED: []}
     for seed in seeds:
         samplers = [{"guidance": guidance} for guidance in guidances] if guidances else [{}]
-        drawn = [picture for sampler in samplers for picture in painter.paint(shown, seed=seed, sampler=sampler, **kept)]
+        drawn = [
+            picture for sampler in samplers for picture in painter.paint(shown, seed=seed, sampler=sampler, **kept)
+        ]
         if refiner is not None:
             rows[NOT_REFINED].append(drawn)
             refiner.to(painter.module.device)
             drawn = [refiner(picture, shown[n % len(shown)], seed=seed) for n, picture in enumerate(drawn)]
         rows[""].append([*drawn, *beside])
-    asked = {"form": form, "seeds": seeds, "guidances": guidances, "inpaint": cfg.inpaint, "paste_back": bool(cfg.paste_back)}
+    asked = {
+        "form": form,
+        "seeds": seeds,
+        "guidances": guidances,
+        "inpaint": cfg.inpaint,
+        "paste_back": bool(cfg.paste_back),
+    }
     kept_hash = None if cfg.inpaint is None else file_hash(cfg.inpaint)
     columns = [f"guidance {guidance:g}" for guidance in guidances or [run_cfg.sampler.guidance]]
     out = Path(cfg.out or SHEET)

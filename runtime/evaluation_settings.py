@@ -106,7 +106,7 @@ def restored_config(cfg: DictConfig) -> DictConfig:
     """The configuration of trained weights.
 
     Args:
-        cfg: What `evaluate.py`, `sample.py` or `app.py` was asked for: `run`, or `weights` with `backbone`, and what is laid over.
+        cfg: What a script was asked for: `run`, or `weights` with `backbone`, and what is laid over.
 
     Returns:
         The run's own, or that of a file of weights, resolved.

@@ -52,7 +52,9 @@ class Painter:
         """Height and width of the pictures, px."""
         return self.module.backbone.resolution
 
-    def paint(self, scenes: Sequence[Scene], *, seed: int, sampler: Mapping[str, Any] | None = None, **given: Any) -> np.ndarray:
+    def paint(
+        self, scenes: Sequence[Scene], *, seed: int, sampler: Mapping[str, Any] | None = None, **given: Any
+    ) -> np.ndarray:
         """Pictures of scenes, drawn as one batch.
 
         Args:
@@ -101,4 +103,3 @@ class Painter:
         merged = OmegaConf.merge(self.run_cfg.sampler, dict(over or {}))
         assert isinstance(merged, DictConfig)
         return merged
-

@@ -76,7 +76,9 @@ def read_record(file: str | Path) -> PictureRecord:
             picture.load()  # the chunks behind the pixels too
             text = picture.info.get(KEYWORD)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file}: is no PNG that can be read ({error}); give a picture of sample.py or app.py") from None
+        raise ValueError(
+            f"{file}: is no PNG that can be read ({error}); give a picture of sample.py or app.py"
+        ) from None
     if text is None:
         raise ValueError(
             f"{file}: has no scene and settings in it; give a picture as sample.py or app.py wrote it, not a copy "
@@ -89,7 +91,9 @@ def read_record(file: str | Path) -> PictureRecord:
             return _checked(PictureRecord(**content))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{file}: its scene and settings are broken; draw from a scene file with scene=FILE") from None
-    raise ValueError(f"{file}: its settings are of schema {schema}, this version reads {SCHEMA}; give scene=FILE run=DIR")
+    raise ValueError(
+        f"{file}: its settings are of schema {schema}, this version reads {SCHEMA}; give scene=FILE run=DIR"
+    )
 
 
 def made_with(device: str) -> dict[str, str]:

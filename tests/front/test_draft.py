@@ -5,7 +5,9 @@ import pytest
 from front.draft import SIDE, Draft
 from scenes import Relation, Scene, SceneError, SceneObject
 
-CAT = SceneObject(phrase="a black cat", label="cat", attributes=("black",), box=(0.1003, 0.2, 0.4, 0.6), description="It sits.")
+CAT = SceneObject(
+    phrase="a black cat", label="cat", attributes=("black",), box=(0.1003, 0.2, 0.4, 0.6), description="It sits."
+)
 DOG = SceneObject(phrase="a dog", box=(0.5, 0.25, 0.8, 0.75), mask={"size": [4, 4], "counts": "04<"})
 SKY = SceneObject(phrase="the sky")
 SCENE = Scene(
@@ -51,7 +53,9 @@ def test_a_renamed_box_keeps_its_relations_and_loses_what_was_said_of_the_old_na
     boxes = draft.boxes()
     boxes[0]["label"] = "a white cat"
     scene = draft.followed(boxes).made("")
-    assert scene.objects[0] == SceneObject(phrase="a white cat", box=tuple(boxes[0][k] / SIDE for k in ("xmin", "ymin", "xmax", "ymax")))
+    assert scene.objects[0] == SceneObject(
+        phrase="a white cat", box=tuple(boxes[0][k] / SIDE for k in ("xmin", "ymin", "xmax", "ymax"))
+    )
     assert scene.relations == SCENE.relations
 
 
@@ -93,7 +97,9 @@ def test_a_box_grows_from_nothing_under_the_mouse_and_is_named_at_last():
     draft = draft.followed([box(" a kite ", 10, 10, 60, 80)])
     assert draft.names() == ["1 a kite"]
     assert draft.made(" wind ") == Scene(
-        id="drawn", caption="wind", objects=(SceneObject(phrase="a kite", box=(10 / 512, 10 / 512, 60 / 512, 80 / 512)),)
+        id="drawn",
+        caption="wind",
+        objects=(SceneObject(phrase="a kite", box=(10 / 512, 10 / 512, 60 / 512, 80 / 512)),),
     )
     flat = draft.followed([box("a kite", 10, 10, 10, 80)])
     with pytest.raises(SceneError, match=r"objects\[0\]\.box: .* has no size"):

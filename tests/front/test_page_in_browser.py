@@ -38,7 +38,12 @@ def url(short_run):
     given = (f"paths.runs={run.parent}", f"run={run}", f"port={port}", "upload_bytes=20000", "objects=5")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "app.py", *given], cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "app.py", *given],
+        cwd=REPO,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     said = []
     try:
@@ -108,6 +113,12 @@ def saved(page):
     return json.loads(Path(download.value.path()).read_text())
 
 
+def load(page, file):
+    with page.expect_file_chooser() as chooser:
+        page.click("#load")
+    chooser.value.set_files(file)
+
+
 def shown(page, side="left"):
     """The bytes of the picture that is shown, once the page has answered."""
     page.click("#draw")
@@ -156,7 +167,7 @@ def test_a_box_is_moved_and_a_scene_is_saved_and_loaded(page, tmp_path):
     example["objects"][0]["box"][0] += 0.00123  # between pixels of the canvas
     file = tmp_path / "scene.json"
     file.write_text(json.dumps(example))
-    page.set_input_files("#load input, input[type=file][data-testid=file-upload]:near(#load)", file)
+    load(page, file)
     page.wait_for_function("document.querySelector('#caption textarea').value.includes('red plain circle')")
     assert saved(page) == example
 
@@ -179,15 +190,15 @@ def test_what_cannot_be_drawn_or_loaded_is_said_in_the_page(page, tmp_path):
     page.click("#draw")
     page.wait_for_selector("text=box 1: has no name; select it on the canvas")
     wrong, many, large = (tmp_path / name for name in ("wrong.json", "many.txt", "large.json"))
-    wrong.write_text('{"id": "a", "objects": [{"phrase": "a", "box": [0, 0, 2, 1]}]}')
+    wrong.write_text('{"id": "<b>a</b>", "objects": [{"phrase": "a", "box": [0, 0, 2, 1]}]}')
     many.write_text("\n".join(f"thing {number}" for number in range(6)))
     large.write_text(json.dumps({"id": "a", "caption": "a" * 30_000}))
     for file, message in (
-        (wrong, "wrong.json: objects[0].box: (0, 0, 2, 1) leaves [0, 1]"),
+        (wrong, "wrong.json: scene '<b>a</b>': objects[0].box: (0, 0, 2, 1) leaves [0, 1]"),
         (many, "6 objects, more than objects=5"),
-        (large, "exceeds"),
+        (large, "exceed the maximum allowed size"),
     ):
-        page.set_input_files("#load input, input[type=file][data-testid=file-upload]:near(#load)", file)
+        load(page, file)
         page.wait_for_selector(f"text={message}")
 
 

@@ -1,4 +1,4 @@
-"""Pictures that say how they were made: what is in them, made again from it, with other settings, with what is gone, and forged."""
+"""Pictures that say how they were made: made again from that, with other settings, with weights that are gone, and forged."""
 
 import json
 import shutil
@@ -104,7 +104,9 @@ def test_the_picture_of_an_adapter_file_is_made_again(run, short_run, tmp_path):
     second = drawn(f"again={first}")
     assert first.read_bytes() == second.read_bytes()
     file.unlink()
-    with pytest.raises(ValueError, match=r"^again=.*a\.png: the weights that drew it are not there \(weights=.*\); name them"):
+    with pytest.raises(
+        ValueError, match=r"^again=.*a\.png: the weights that drew it are not there \(weights=.*\); name them"
+    ):
         drawn(f"again={first}")
 
 
@@ -163,11 +165,14 @@ def test_a_refined_sheet_and_the_one_before_are_made_again_each_from_itself(run,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": {"_target_": "os.system", "command": "true"}}, "its sampler names os.system, which this project and"),
+        (
+            {"sampler": {"_target_": "os.system", "command": "true"}},
+            "its sampler names os.system, which this project and",
+        ),
         ({"refiner": {"_target_": "models.sampling.Sampler"}}, "its refiner names models.sampling.Sampler, which"),
         ({"conditioning": {"regions": {"module": "antigravity.x"}}}, "its conditioning names antigravity.x, which"),
         ({"trainer": {"accelerator": "${oc.env:HOME}"}}, r"its trainer names \$\{oc.env:HOME\}, which"),
-        ({"seeds": ["a"]}, "seeds"),
+        ({"seeds": ["a"]}, r"its settings are broken \(seeds: must be an integer\)"),
         ({"seeds": []}, r"seeds=\[\]: must be one or more numbers"),
         ({"out": "elsewhere"}, r"its settings are broken \(out\)"),
     ],
@@ -207,7 +212,9 @@ def test_what_is_no_picture_of_ours_is_refused_in_one_line(picture, tmp_path):
 
 
 def test_a_grid_has_its_axes(run, tmp_path):
-    wide = pixels(drawn(f"run={run}", f"scene={SCENE}", "seeds=[0,1,2]", "guidances=[1,4]", f"out={tmp_path / 'a.png'}"))
+    wide = pixels(
+        drawn(f"run={run}", f"scene={SCENE}", "seeds=[0,1,2]", "guidances=[1,4]", f"out={tmp_path / 'a.png'}")
+    )
     low = pixels(drawn(f"run={run}", f"scene={SCENE}", "seeds=[0]", "guidances=[1,4,7]", f"out={tmp_path / 'b.png'}"))
     assert wide.shape[0] > 3 * 256
     assert low.shape[0] < 2 * 256
