@@ -43,7 +43,7 @@ test-kill: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime preparation labelling
+	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime preparation labelling front
 	$(BIN)/pyright
 
 bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare bench-shards

@@ -1,4 +1,4 @@
-"""Draw with a trained run: a scene file, the layout beside one picture for each seed; or a picture of each scene of a split."""
+"""Draw with trained weights: a scene as a sheet, grid or picture that can be made again from itself; or each scene of a split."""
 
 from omegaconf import DictConfig
 
@@ -7,18 +7,23 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Draws the scene, or the split, that the configuration names."""
-    from runtime.run_directory import load_run_config
+    from runtime.again import again
+    from runtime.evaluation_settings import restored_config
 
-    run_cfg = load_run_config(cfg.run, cfg)
+    made_again = None if cfg.again is None else again(cfg)
+    asked = cfg if made_again is None else made_again.cfg
+    run_cfg = restored_config(asked)
 
-    if cfg.split is not None:
+    if asked.split is not None:
         from runtime.split import draw_split
 
-        print(draw_split(cfg, run_cfg))
+        print(draw_split(asked, run_cfg))
         return
     from runtime.drawing import draw
+    from runtime.picture_record import compared
 
-    print(draw(cfg, run_cfg))
+    out = draw(asked, run_cfg, made_again)
+    print(f"{out}: {compared(cfg.again, out)}" if made_again is not None and made_again.is_same else out)
 
 
 if __name__ == "__main__":

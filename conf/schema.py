@@ -1,4 +1,4 @@
-"""The typed roots of train, evaluate, prepare, sample and convert, and the nodes whose keys never vary.
+"""The typed roots of train, evaluate, prepare, sample, convert and app, and the nodes whose keys never vary.
 
 Hydra merges every YAML file and every override into these records, so that an unknown key or a value of the
 wrong type is refused at composition. Groups that stand for a class (backbone, conditioning, objective,
@@ -336,16 +336,23 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Sample:
-    """Root of `sample.py`."""
+    """Root of `sample.py`. With `again` every null is "as the picture"."""
 
-    run: str = MISSING
-    scene: str | None = None  # a scene file: a sheet of it is drawn; or
-    split: str | None = None  # a folder of shards, or a file of many scenes: a picture of each
+    run: str | None = None  # a run, or
+    weights: str | None = None  # an adapter file, with backbone=NAME
+    checkpoint: str | None = None  # of a run; null: the newest
+    scene: str | None = None  # a scene file, or
+    phrases: list[str] | None = None  # a scene on the command line: what is in the picture,
+    boxes: list[Any] | None = None  # and where: for each phrase left, top, right, bottom in [0, 1]; or
+    split: str | None = None  # a folder of shards, or a file of many scenes: a picture of each; or
+    again: str | None = None  # a picture that sample.py or app.py made
     caption: str | None = None  # in place of the scene's own
-    out: str | None = None  # null: sample.png; the folder of a split's pictures has to be named
-    seeds: list[int] = field(default_factory=lambda: [0])  # one picture each; of a split one
+    out: str | None = None  # null: sample.png, with again beside the picture; the folder of a split has to be named
+    form: str | None = None  # sheet, grid (over seeds and guidances) or picture; null: as is asked for
+    seeds: list[int] | None = None  # a row of the sheet each; of a split one; null: [0]
+    guidances: list[float] | None = None  # of a grid: a column each; null: sampler.guidance alone
     inpaint: str | None = None  # a picture that is kept outside the scene's boxes
-    paste_back: bool = False  # give its pixels back as they were, where decoding would alter them
+    paste_back: bool | None = None  # true: give its pixels back as they were, where decoding would alter them
     limit: int | None = None  # of a split: its first so many scenes; null: all
     batch_size: int = 8  # of a split: pictures at a time; it changes no number
     picture_format: str = "jpg"  # of a split: jpg, png
@@ -359,20 +366,61 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuses values that no picture can have."""
-        if not self.seeds or min(self.seeds) < 0:
+        if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ValueError(f"seeds={list(self.seeds)}: must be one or more numbers from 0 up, such as seeds=[0,1]")
+        if self.guidances is not None and (not self.guidances or min(self.guidances) < 0):
+            raise ValueError(
+                f"guidances={list(self.guidances)}: must be one or more numbers from 0 up, such as guidances=[1,3]"
+            )
         _choose("picture_format", self.picture_format, ("jpg", "png"))
         _at_least("", self, batch_size=1, limit=1)
-        if (self.scene is None) == (self.split is None):
-            given = "neither" if self.scene is None else "both"
-            raise ValueError(f"scene, split: {given} given; name what to draw with scene=FILE or split=DIR")
+        self._check_what_is_drawn()
+        if self.run is not None and self.weights is not None:
+            raise ValueError("run, weights: both given; name what draws with run=DIR or weights=FILE backbone=NAME")
+        if self.run is None and self.weights is None and self.again is None:
+            raise ValueError("run, weights: neither given; name what draws with run=DIR or weights=FILE backbone=NAME")
+        if self.weights is not None and self.checkpoint is not None:
+            raise ValueError(f"checkpoint={self.checkpoint}: only a run has one; leave it out, or give run=DIR")
         if self.split is None:
             self._refuse("scene", limit=None, npz=False, picture_format="jpg")
+            self._check_form()
         else:
-            self._refuse("split", inpaint=None, paste_back=False)
-            if self.out is None or len(self.seeds) > 1:
-                wrong = "out" if self.out is None else f"seeds={list(self.seeds)}"
+            self._refuse("split", inpaint=None, paste_back=None, form=None, guidances=None, caption=None)
+            if self.out is None or len(self.seeds or [0]) > 1:
+                wrong = "out" if self.out is None else f"seeds={list(self.seeds or [])}"
                 raise ValueError(f"{wrong}: split={self.split} needs a folder and one seed; give out=DIR seeds=[0]")
+
+    def _check_what_is_drawn(self) -> None:
+        """Refuses no scene and several."""
+        named = ("scene", "phrases", "split", "again")
+        given = [name for name in named if getattr(self, name) is not None]
+        way = "scene=FILE, phrases=[...] boxes=[...], split=DIR or again=PICTURE"
+        if not given:
+            raise ValueError(f"{', '.join(named)}: none given; name what to draw with {way}")
+        if len(given) > 1 and given not in (["scene", "again"], ["phrases", "again"]):  # another scene, else the same
+            raise ValueError(f"{', '.join(given)}: only one can be drawn; name it with {way}")
+        if (self.phrases is None) != (self.boxes is None) or len(self.phrases or []) != len(self.boxes or []):
+            counts = f"{len(self.phrases or [])} phrases for {len(self.boxes or [])} boxes"
+            raise ValueError(
+                f"phrases, boxes: {counts}; give one box for each, such as phrases=[a,b] boxes=[[0,0,.5,.5],[.5,.5,1,1]]"
+            )
+
+    def _check_form(self) -> None:
+        """Refuses what a form has no place for."""
+        if self.form is not None:
+            _choose("form", self.form, ("sheet", "grid", "picture"))
+        if self.guidances is not None and self.form not in (None, "grid"):
+            raise ValueError(
+                f"guidances={list(self.guidances)}: form={self.form} has one, sampler.guidance=N; or take form=grid"
+            )
+        if self.form == "picture" and len(self.seeds or [0]) > 1:
+            raise ValueError(f"seeds={list(self.seeds or [])}: form=picture is of one; give one, or take form=grid")
+        if self.inpaint is not None and (self.form == "grid" or self.guidances is not None):
+            raise ValueError(f"inpaint={self.inpaint}: a grid paints whole pictures; leave it out, or take form=sheet")
+        if self.out is not None and Path(self.out).suffix.lower() != ".png":
+            raise ValueError(
+                f"out={self.out}: a picture keeps its scene and settings in it, as a PNG; name it FILE.png"
+            )
 
     def _refuse(self, what: str, **usual: Any) -> None:
         """Refuses settings that mean nothing to what is drawn."""
@@ -399,6 +447,36 @@ class Export:
             raise ValueError(
                 f"export.text_encoder={self.text_encoder}: only form=gligen_coco holds features; leave it out"
             )
+
+
+@dataclass(kw_only=True)
+class App:
+    """Root of `app.py`."""
+
+    run: str | None = None  # a run that is chosen when the page opens; or
+    weights: str | None = None  # an adapter file without a run, with backbone=NAME
+    scene: str | None = None  # a scene file that the page opens with
+    host: str = "127.0.0.1"  # the address that the page listens at
+    port: int = 7860
+    objects: int = 60  # of a scene, at most
+    upload_bytes: int = 1_000_000  # of a scene file, at most
+    kept: int = 2  # runs that stay in memory
+    paths: Paths = field(default_factory=Paths)
+    backbone: Any = _as_run()
+    conditioning: Any = _as_run()
+    sampler: Any = _as_run()
+    trainer: Any = _as_run()
+
+    def __post_init__(self) -> None:
+        """Refuses values that no page can have."""
+        if self.run is not None and self.weights is not None:
+            raise ValueError("run, weights: both given; name what draws with run=DIR or weights=FILE backbone=NAME")
+        for name in ("backbone", "conditioning"):
+            if getattr(self, name) is not None and self.weights is None:
+                raise ValueError(f"{name}: a run has its own; leave it out, or name a file with weights=FILE")
+        _at_least("", self, port=1, objects=1, upload_bytes=1, kept=1)
+        if self.port > 65535:
+            raise ValueError(f"port={self.port}: must be at most 65535")
 
 
 @dataclass(kw_only=True)
@@ -508,6 +586,7 @@ ROOTS: dict[str, type] = {
     "prepare": Prepare,
     "sample": Sample,
     "convert": Convert,
+    "app": App,
 }
 
 

@@ -99,12 +99,27 @@ def evaluated_config(cfg: DictConfig) -> DictConfig | None:
             given.backbone = _over({"resolution": protocol["size"]}, cfg.backbone)
             if "_target_" in given.backbone:  # another backbone, whose own size is not the protocol's
                 given.backbone.resolution = protocol["size"]
+    return restored_config(given)
+
+
+def restored_config(cfg: DictConfig) -> DictConfig:
+    """The configuration of trained weights.
+
+    Args:
+        cfg: What a script was asked for: `run`, or `weights` with `backbone`, and what is laid over.
+
+    Returns:
+        The run's own, or that of a file of weights, resolved.
+
+    Raises:
+        ValueError: There is no such run, it lacks a key that is set, or the file does not say enough.
+    """
     if cfg.run is not None:
-        return load_run_config(cfg.run, given)
+        return load_run_config(cfg.run, cfg)
 
     from runtime.restoring import weights_config
 
-    return weights_config(cfg.weights, given)
+    return weights_config(cfg.weights, cfg)
 
 
 def places_of(cfg: DictConfig, job: str | None = None) -> Places:

@@ -39,7 +39,7 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
     Args:
         cfg: what `sample.py` was asked for: `split`, shards or a file of scenes; `out`, the folder of `<scene id>.jpg`; `limit`,
             `seeds` (one), `batch_size`, `picture_format`, and `npz`, true for real and generated pictures in `npz_files_<rank>`.
-        run_cfg: the run's own configuration; its newest checkpoint draws, and scenes become square as its data did.
+        run_cfg: the run's own configuration, and scenes become square as its data did; or that of a file of weights.
         environment: tells this process's rank.
 
     Returns:
@@ -58,11 +58,11 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
     stored = read_scenes(split) if shards is None else [shards.scene(number) for number in range(len(shards))]
     stored = stored[: cfg.limit]
     refiner = build_refiner(cfg)
-    module, _ = load_module(run_cfg, None)
+    module, _ = load_module(run_cfg, cfg.checkpoint)
     transform = square_transform(run_cfg.data, module.backbone.resolution)
     assert transform is not None
     scenes = [transform.scene(scene) for scene in stored]
-    settings = picture_settings(cfg, run_cfg, weights=weights_hash(module), seed=cfg.seeds[0], arm="with_scene")
+    settings = picture_settings(cfg, run_cfg, weights=weights_hash(module), seed=_seed(cfg), arm="with_scene")
     manifest = Manifest(
         cfg.out,
         {**settings, "picture_format": cfg.picture_format},
@@ -81,6 +81,10 @@ def draw_split(cfg: DictConfig, run_cfg: DictConfig, *, environment: Mapping[str
         manifest.finish()
     rest = f"{missing} are still to come from other ranks" if missing else "all are there"
     return f"{cfg.out}: rank {ranks.rank} of {ranks.count} made {made} pictures; of {len(ids)} {rest}"
+
+
+def _seed(cfg: DictConfig) -> int:
+    return 0 if cfg.seeds is None else cfg.seeds[0]
 
 
 def _draw(
@@ -102,13 +106,13 @@ def _draw(
             module,
             scenes,
             manifest,
-            seed=cfg.seeds[0],
+            seed=_seed(cfg),
             batch_size=cfg.batch_size,
             suffix="" if refiner is None else NOT_REFINED,
             progress=lambda done, _total: bar.update(len(scenes) - todo + done - bar.n),
         )
     if refiner is not None:
-        refine(refiner.to(device_of(run_cfg.trainer)), scenes, manifest, seed=cfg.seeds[0])
+        refine(refiner.to(device_of(run_cfg.trainer)), scenes, manifest, seed=_seed(cfg))
     return todo
 
 

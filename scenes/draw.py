@@ -59,12 +59,8 @@ def draw_boxes(picture: Image.Image, scene: Scene, *, scale: int | None = None) 
     Raises:
         ValueError: ``scale`` is less than 1.
     """
-    if scale is None:
-        scale = max(1, math.ceil(SMALLEST / min(picture.size)))
-    if scale < 1:
-        raise ValueError(f"scale={scale} is not a whole factor of at least 1; leave it out to fit the picture")
-    width, height = picture.width * scale, picture.height * scale
-    canvas = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+    canvas = enlarged(picture, scale=scale)
+    width, height = canvas.size
     draw = ImageDraw.Draw(canvas, "RGBA")
     line = max(2, round(min(canvas.size) / 160))
     crowded = len(scene.objects) > 10
@@ -81,6 +77,42 @@ def draw_boxes(picture: Image.Image, scene: Scene, *, scale: int | None = None) 
         text = _wrapped(scene.objects[index].phrase, font, max_width=room, max_lines=1 if crowded else 2)
         taken.append(_box_label(draw, text, font, box, colour_of(index), canvas.size, taken))
     return canvas
+
+
+def enlarged(picture: Image.Image, *, scale: int | None = None) -> Image.Image:
+    """A picture in RGB, enlarged by a whole factor (nearest neighbour).
+
+    Args:
+        picture: Of any size.
+        scale: The factor; by default as much as brings its shorter side to at least 256 pixels.
+
+    Returns:
+        A new picture.
+
+    Raises:
+        ValueError: ``scale`` is less than 1.
+    """
+    if scale is None:
+        scale = max(1, math.ceil(SMALLEST / min(picture.size)))
+    if scale < 1:
+        raise ValueError(f"scale={scale} is not a whole factor of at least 1; leave it out to fit the picture")
+    size = picture.width * scale, picture.height * scale
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def draw_layout(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Image:
+    """Draw a scene by itself: its boxes with their phrases on white, or its graph where an object has no box.
+
+    Args:
+        scene: The scene.
+        size: (width, height) in pixels.
+
+    Returns:
+        A picture in RGB.
+    """
+    if any(item.box is None for item in scene.objects):
+        return draw_graph(scene, size=size)
+    return draw_boxes(Image.new("RGB", size, PAPER), scene, scale=1)
 
 
 def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Image:
@@ -129,26 +161,33 @@ def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Ima
 
 
 def grid(
-    pictures: Sequence[Sequence[Image.Image]], *, titles: Sequence[str] | None = None, padding: int = 8
+    pictures: Sequence[Sequence[Image.Image]],
+    *,
+    titles: Sequence[str] | None = None,
+    sides: Sequence[str] | None = None,
+    padding: int = 8,
 ) -> Image.Image:
     """Set pictures out in rows, each centred in its cell, on white.
 
     Args:
         pictures: Rows of pictures, of any sizes; a row may be shorter than the others.
         titles: One title for each column.
+        sides: One title for each row, on its left.
         padding: Pixels around and between the cells.
 
     Returns:
         A picture in RGB.
 
     Raises:
-        ValueError: There are no pictures, or not as many titles as columns.
+        ValueError: There are no pictures, or not as many titles as columns or rows.
     """
     columns = max((len(row) for row in pictures), default=0)
     if columns == 0:
         raise ValueError("pictures=[] has nothing to show; give at least one row with one picture")
     if titles is not None and len(titles) != columns:
         raise ValueError(f"titles={list(titles)} are {len(titles)} for {columns} columns; give one for each")
+    if sides is not None and len(sides) != len(pictures):
+        raise ValueError(f"sides={list(sides)} are {len(sides)} for {len(pictures)} rows; give one for each")
     widths = [max((row[c].width for row in pictures if c < len(row)), default=0) for c in range(columns)]
     heights = [max((picture.height for picture in row), default=0) for row in pictures]
     font = _font(min(24, max(12, round(max(widths) / 18))))
@@ -160,13 +199,16 @@ def grid(
     ]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     head = max((_text_size(measure, line, font)[1] + padding for line in lines), default=0)
-    size = (sum(widths) + padding * (columns + 1), head + sum(heights) + padding * (len(heights) + 1))
+    side = max((math.ceil(font.getlength(text)) + padding for text in sides or []), default=0)
+    size = (side + sum(widths) + padding * (columns + 1), head + sum(heights) + padding * (len(heights) + 1))
     canvas = Image.new("RGB", (round(size[0]), round(size[1])), PAPER)
     draw = ImageDraw.Draw(canvas)
-    lefts = np.cumsum([padding] + [w + padding for w in widths])
+    lefts = np.cumsum([side + padding] + [w + padding for w in widths])
     tops = np.cumsum([head + padding] + [h + padding for h in heights])
     for left, width, line in zip(lefts, widths, lines, strict=False):
         _centred(draw, line, font, (left, padding, left + width, padding + head - padding), INK)
+    for text, top, height in zip(sides or [], tops, heights, strict=False):
+        _centred(draw, text, font, (padding, top, side, top + height), INK)
     for row, top, height in zip(pictures, tops, heights, strict=False):
         for picture, left, width in zip(row, lefts, widths, strict=False):
             corner = int(left) + (width - picture.width) // 2, int(top) + (height - picture.height) // 2

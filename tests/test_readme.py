@@ -21,7 +21,7 @@ from runtime.run_directory import RunDirectory, load_run_config
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 WORKED = ("adding_a_method", "adding_a_source")
-SCRIPTS = {f"{name}.py": name for name in ("train", "evaluate", "prepare", "sample", "convert")}
+SCRIPTS = {f"{name}.py": name for name in ("train", "evaluate", "prepare", "sample", "convert", "app")}
 MADE = ("runs/", "data/")  # what commands leave behind
 SMALL = (  # a backbone without the shipped weights, which a folder elsewhere does not have
     "backbone.weights=null",
@@ -114,7 +114,7 @@ def composes(config: str, arguments: list[str], a_run: Path) -> None:
     cfg = compose(config, [_open_as_run(argument, config) for argument in arguments])
     if config in ("evaluate", "sample"):
         load_run_config(a_run, cfg)
-    if config == "sample" and cfg.scene is not None:
+    if config in ("sample", "app") and cfg.scene is not None:
         assert (REPO / cfg.scene).is_file()
 
 

@@ -215,6 +215,19 @@ def test_a_scene_file_becomes_a_picture(trained, tmp_path):
         assert sheet.size[0] > 512
 
 
+def test_a_picture_is_made_again_from_itself_byte_for_byte(trained, tmp_path):
+    run_cfg, picture = f"run={trained[0]}", tmp_path / "picture.png"
+    phrases = ("phrases=[red circle,blue square]", "boxes=[[.1,.1,.4,.5],[.5,.5,1,1]]")
+    run("sample.py", run_cfg, *phrases, "seeds=[0,1]", "guidances=[1,2]", f"out={picture}")
+    out = run("sample.py", f"again={picture}")
+    second = tmp_path / "picture_again.png"
+    assert out.splitlines()[-1] == f"{second}: equal to {picture} byte for byte"
+    assert second.read_bytes() == picture.read_bytes()
+    other = run("sample.py", f"again={picture}", "sampler.steps=1", f"out={tmp_path / 'other.png'}")
+    assert other.splitlines()[-1] == str(tmp_path / "other.png")
+    assert not np.array_equal(read(tmp_path / "other.png"), read(picture))
+
+
 def test_two_ranks_at_once_draw_a_split_exactly_once(trained, data, tmp_path):
     shards = Path(data.partition("=")[2]) / "shapes" / "validation"
     whole, parts = tmp_path / "whole", tmp_path / "parts"

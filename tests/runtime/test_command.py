@@ -111,11 +111,11 @@ def test_help_and_the_configuration_are_shown_without_running(call: Call) -> Non
 
     status, out, errors = call("--help", main=never)
     assert (status, errors) == (0, [])
-    assert out[0].startswith("python sample.py run=DIR scene=FILE")
+    assert out[0].startswith("python sample.py run=DIR|weights=FILE scene=FILE")
     assert any(re.match(r"experiment: .*shapes_regions", line) for line in out)
     status, out, errors = call("--cfg", "job", "out=a.png", main=never)
     assert (status, errors) == (0, [])
-    assert {"out: a.png", "run: ???"} <= set(out)  # what it lacks is no mistake here
+    assert {"out: a.png", "run: null"} <= set(out)  # what it lacks is no mistake here
     status, _, errors = call("--cfg", "job", "sampler=dimm", main=never)
     assert (status, len(errors)) == (2, 1)
 
