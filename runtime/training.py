@@ -23,6 +23,7 @@ from callbacks.start import StartFrom
 from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
 from runtime.device import accumulation
+from runtime.ending import ended
 from runtime.launch import decided, first, join, place, refuse_unseen
 from runtime.ranks import Ranks
 from runtime.requeue import requeue
@@ -111,9 +112,7 @@ def _fit(given: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneD
         trainer.fit(module, datamodule=data, ckpt_path=attempt.checkpoint, weights_only=True)
     if trainer.global_step >= cfg.trainer.max_steps and ranks.rank == 0:
         directory.finish(trainer.global_step)
-        print(
-            f"{directory.path}: finished at step {trainer.global_step}. Evaluate it: python evaluate.py run={directory.path}"
-        )
+        print(ended(cfg, trainer.global_step))
     return module
 
 
