@@ -70,7 +70,8 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
     draft = Draft() if scene is None else Draft.of(scene)
     methods = [ANY, *dict.fromkeys(choice.method for choice in found.values())]
     first = next(iter(found.values()))
-    with gr.Blocks(title="Scenograph", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    usual = hands.usual(first.title)
+    with gr.Blocks(title="Scenograph", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         state, text = gr.State(draft), gr.Textbox(visible=False)
         with gr.Row():
             with gr.Column(min_width=SIDE + 48):
@@ -103,7 +104,7 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
                 with gr.Row():
                     load = gr.UploadButton("Load a scene", file_types=[".json", ".txt", ".png"], elem_id="load")
                     save = gr.Button("Save the scene", elem_id="save")
-            with gr.Column(min_width=480):
+            with gr.Column(min_width=440):
                 with gr.Row():
                     method = gr.Dropdown(methods, value=ANY, label="Method", scale=1)
                     weights = gr.Dropdown(list(found), value=first.title, label="Weights", scale=3, elem_id="weights")
@@ -115,22 +116,22 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
                 )
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
-                    guidance = gr.Slider(0, 20, step=0.1, label="Guidance", elem_id="guidance")
+                    guidance = gr.Slider(0, 20, usual[0], step=0.1, label="Guidance", elem_id="guidance")
                 with gr.Row():
-                    fraction = gr.Slider(0, 1, step=0.05, label="β, share of steps with the scene")
-                    steps = gr.Slider(1, 200, step=1, label="Steps", elem_id="steps")
+                    fraction = gr.Slider(0, 1, usual[1], step=0.05, label="β, share of steps with the scene")
+                    steps = gr.Slider(1, 200, usual[2], step=1, label="Steps", elem_id="steps")
                 go = gr.Button("Draw the picture", variant="primary", elem_id="draw")
                 shown = []
                 picture = {
                     "type": "filepath",
                     "format": "png",
-                    "height": 300,
+                    "height": 280,
                     "interactive": False,
                     "buttons": ["download"],
                 }
                 with gr.Row():
                     for side in ("left", "right"):
-                        with gr.Column(visible=side == "left") as column:
+                        with gr.Column(visible=side == "left", min_width=200) as column:
                             shown += [
                                 column,
                                 gr.Image(label="With boxes", elem_id=f"{side}_boxes", **picture),
@@ -155,7 +156,6 @@ def build_page(cfg: DictConfig, folder: Path) -> gr.Blocks:
         )
         method.change(hands.of_method, method, weights, api_visibility="private")
         weights.change(hands.usual, weights, settings, api_visibility="private")
-        page.load(hands.usual, weights, settings, api_visibility="private")
         go.click(hands.draw, [canvas, state, caption, weights, other, seed, *settings], shown, **draws)
     return page
 

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 REPO = Path(__file__).parents[1]
-SIZE = {"width": 1240, "height": 960}
+SIZE = {"width": 1360, "height": 1180}
 COLOURS = 128  # of the file, to keep it small
 
 
@@ -46,6 +46,7 @@ def main(file: str, *settings: str) -> None:
             page.click("#draw")
             page.wait_for_function(f"document.querySelector('#{side}_picture img')?.naturalWidth > 0")
             page.mouse.move(0, 0)
+            page.evaluate("window.scrollTo(0, 0)")
             page.wait_for_timeout(1500)  # the bars that say how long it took fade
             page.screenshot(path=file)
             browser.close()
