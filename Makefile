@@ -32,7 +32,7 @@ demo: setup
 	@echo "Open runs/demo/evaluation/shapes/report.html and runs/demo/four_shapes.png"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_scripts.py tests  # a file's tests share what they build; the longest file first
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/commands tests  # a file's tests share what they build; the longest files first
 
 test-cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_slurm.py

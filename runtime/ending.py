@@ -24,13 +24,11 @@ def ended(cfg: DictConfig, step: int) -> str:
         A line that it is finished, its figures where `metrics.csv` has some, where to look, and commands.
     """
     run = Path(cfg.run)
-    rows = [("finished", f"{run}: at step {step}")]
-    rows += [(name, said) for name, said in _figures(read_metrics(run / "metrics.csv"))]
+    rows = _figures(read_metrics(run / "metrics.csv"))
     if looked := _places(run):
         rows.append(("look at", "  ".join(looked)))
-    return "\n".join(
-        [*(f"{name:<11}{said}" for name, said in rows), *(f"{'next':<11}{line}" for line in _next(cfg, run, step))]
-    )
+    rows += [("next", command) for command in _next(cfg, run, step)]
+    return "\n".join([f"{run}: finished at step {step}", *(f"{name:<11}{said}" for name, said in rows)])
 
 
 def _figures(metrics: Sequence[tuple[int, str, float]]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ def test_a_run_ends_with_its_figures_and_with_commands_that_exist(short_run, tmp
     shutil.copytree(short_run[0].run, run)
     cfg = OmegaConf.merge(short_run[0], {"run": str(run)})
     first, *lines = ended(cfg, 4).splitlines()
-    assert first == f"finished   {run}: at step 4"
+    assert first == f"{run}: finished at step 4"
     said = {}
     for line in lines:
         said.setdefault(line[:11].strip(), []).append(line[11:])
