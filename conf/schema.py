@@ -459,7 +459,7 @@ class App:
     host: str = "127.0.0.1"  # the address that the page listens at
     port: int = 7860
     objects: int = 60  # of a scene, at most
-    upload_bytes: int = 1_000_000  # of a scene file, at most
+    upload_bytes: int = 10_000_000  # of a scene file, or a picture with a scene in it, at most
     kept: int = 2  # runs that stay in memory
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()

@@ -303,8 +303,10 @@ class _Hands:
         """The draft, whom one can choose, and the relations; whoever was chosen stays chosen under a new name or number."""
         was, now = before.names(), draft.names()
         ends = [was.index(name) if name in was else None for name in (subject, target)]
-        same = len(was) == len(now)
-        values = [now[end] if end is not None and same else None for end in ends]
+        if len(was) == len(now):
+            values = [None if end is None else now[end] for end in ends]
+        else:
+            values = [name if name in now else None for name in (subject, target)]
         return [
             draft,
             *(gr.Dropdown(now, value=value) for value in values),

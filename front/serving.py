@@ -21,7 +21,7 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
 )
-MOST_PIXELS = 4_000_000  # of a picture that a browser may send
+MOST_PIXELS = 40_000_000  # of a picture that a browser may send
 
 
 def serve(cfg: DictConfig) -> None:

@@ -72,7 +72,10 @@ def again(cfg: DictConfig) -> Again:
     """
     record = read_record(cfg.again)
     stored = record.settings
-    if wrong := sorted(set(stored) ^ set(SETTINGS)):
+    wrong = sorted(set(stored) ^ set(SETTINGS)) or [
+        key for key in GROUPS if not isinstance(stored[key], dict | type(None))
+    ]
+    if wrong:
         raise ValueError(f"again={cfg.again}: its settings are broken ({wrong[0]}); draw it with scene=FILE run=DIR")
     names_weights = cfg.run is not None or cfg.weights is not None
     left = {"run", "weights", "checkpoint"} if names_weights else set()
@@ -148,8 +151,8 @@ def _refuse_foreign(cfg: DictConfig, group: str, stored: dict[str, Any]) -> None
     """Refuses a class that neither `conf/` nor the run has in this group, and a text that would be looked up elsewhere."""
     files = sorted((CONF / group).glob("*.yaml"))
     known = {name for file in files for name in _imported(OmegaConf.to_container(OmegaConf.load(file)))}
-    config = RunDirectory(str(cfg.run or stored["run"] or "")).config_file
-    if config.is_file():
+    run = cfg.run or stored["run"]
+    if run is not None and (config := RunDirectory(run).config_file).is_file():
         known |= set(_imported(OmegaConf.to_container(OmegaConf.load(config)).get(group)))  # type: ignore[union-attr]
     wrong = [name for name in _imported(stored[group]) if name not in known] or [
         text for text in _texts(stored[group]) if "${" in text

@@ -73,8 +73,7 @@ def read_record(file: str | Path) -> PictureRecord:
     """
     try:
         with Image.open(file, formats=["PNG"]) as picture:
-            picture.load()  # the chunks behind the pixels too
-            text = picture.info.get(KEYWORD)
+            text = picture.info.get(KEYWORD)  # stands before the pixels, which are not looked at
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"{file}: is no PNG that can be read ({error}); give a picture of sample.py or app.py"

@@ -28,6 +28,7 @@ ALLOWED = {  # of the project's own packages
     "loggers": set(),
     "lightning_modules": {"scenes", "metrics", "models", "datamodules", "labelling", "callbacks"},
     "evaluation": {"scenes", "metrics", "models", "lightning_modules"},
+    "front": {"scenes", "runtime"},
 }
 FIRST = {
     "__init__",
