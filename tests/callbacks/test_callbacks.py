@@ -15,7 +15,7 @@ from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from models.sampling import to_uint8
 from runtime.run_directory import RunDirectory, is_whole
-from tests.two_ranks import Brightness
+from tests.ranks import Brightness
 
 
 @pytest.fixture(scope="module")

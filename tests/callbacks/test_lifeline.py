@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 
@@ -12,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from callbacks.lifeline import Lifeline
-from tests.two_ranks import place
+from tests.ranks import free_port, place
 
 GRACE = 1.0
 
@@ -64,9 +63,7 @@ def train(rank, port, death, folder):
 
 def run(folder, death):
     """Exit codes of both ranks, and when both had ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=train, args=(rank, port, death, folder)) for rank in range(2)]
     for process in processes:

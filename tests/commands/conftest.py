@@ -1,8 +1,6 @@
 """Scripts as processes of their own, and one short run that several files share."""
 
-import functools
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +10,8 @@ import pytest
 from PIL import Image
 
 from loggers.metrics_csv import read_metrics
+from tests.forked import REPO, Forked
 
-REPO = Path(__file__).parents[2]
 SMALL = (
     "batch_size=4",
     "trainer.max_steps=12",
@@ -29,28 +27,20 @@ SMALL = (
 )
 
 
-def started(script: str, *arguments: str, largest_file: int | None = None, **said: str) -> subprocess.Popen:
-    """The script as a process, `said` in its environment.
-
-    With `largest_file` it cannot write longer ones: what a full disk does, for root too.
-    """
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, largest_file))
+def started(script: str, *arguments: str, largest_file: int | None = None, **said: str) -> Forked:
+    """The script as a process, `said` in its environment; with `largest_file` it cannot write longer ones."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **said}
-    return subprocess.Popen(
-        [sys.executable, script, *arguments],
-        cwd=REPO,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=None if largest_file is None else limit,
-    )
+    return Forked(script, *arguments, environment=environment, largest_file=largest_file)
 
 
 def ended(script: str, *arguments: str, status: int = 0, largest_file: int | None = None) -> str:
     process = started(script, *arguments, largest_file=largest_file)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == status, f"{out}\n{err}"
+    return said(process.communicate(timeout=600), process.returncode, status)
+
+
+def said(streams: tuple[str, str], returned: int | None, status: int) -> str:
+    out, err = streams
+    assert returned == status, f"{out}\n{err}"
     return out if status == 0 else err
 
 
@@ -64,6 +54,19 @@ def start():
 def run():
     """run(script, *arguments, status=0): what the script says on stdout, or where it is to fail on stderr."""
     return ended
+
+
+@pytest.fixture(scope="session")
+def run_anew():
+    """As `run`, in an interpreter of its own that imports everything itself, as a user's does."""
+
+    def run(script: str, *arguments: str) -> str:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, script, *arguments]
+        done = subprocess.run(command, cwd=REPO, env=environment, text=True, capture_output=True, check=False)
+        return said((done.stdout, done.stderr), done.returncode, 0)
+
+    return run
 
 
 @pytest.fixture(scope="session")

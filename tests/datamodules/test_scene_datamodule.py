@@ -382,7 +382,7 @@ def run_rank(rank, port, results, root, shards, held_out, options):
         results.put((rank, repr(error)))
 
 
-def train_on_two_ranks(root, shards, held_out, **options):
+def train_on_ranks(root, shards, held_out, **options):
     """What each of two processes saw: a list of (rank, micro-batches, validated ids, weight)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -405,7 +405,7 @@ def train_on_two_ranks(root, shards, held_out, **options):
 
 def test_two_ranks_see_what_one_sees_and_hand_over_to_one_and_back(tmp_path, shards, held_out):
     whole = train(tmp_path / "whole", data_of(shards))
-    two = train_on_two_ranks(tmp_path, shards, held_out, stop_after=5)
+    two = train_on_ranks(tmp_path, shards, held_out, stop_after=5)
     # Two micro-batches a step of half a half batch a rank: in order over steps, micro-batches and ranks.
     assert flat(positions for pair in zip(two[0][1], two[1][1], strict=True) for positions in pair)[: 2 * BATCH] == (
         consecutive(0, 2)
@@ -413,7 +413,7 @@ def test_two_ranks_see_what_one_sees_and_hand_over_to_one_and_back(tmp_path, sha
     stopped = tmp_path / "stopped.ckpt"
     one = train(tmp_path, data_of(shards), module=Recorder(stop_after=3), resume=stopped)
     assert flat(one.micro_batches) == consecutive(2, 5)
-    again = train_on_two_ranks(tmp_path, shards, held_out, resume=stopped)
+    again = train_on_ranks(tmp_path, shards, held_out, resume=stopped)
     assert flat(positions for pair in zip(again[0][1], again[1][1], strict=True) for positions in pair) == (
         consecutive(5)
     )

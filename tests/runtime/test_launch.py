@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,12 +13,14 @@ from omegaconf import OmegaConf
 
 from loggers.metrics_csv import read_metrics
 from runtime.build import build_strategy, build_trainer
+from runtime.composition import compose
 from runtime.device import accumulation, world_size
 from runtime.launch import PORTS, decided, first, first_node, join, meeting_place, nodes_of, place, refuse_unseen
 from runtime.ranks import Ranks, ranks_of
 from runtime.requeue import requeue
 from runtime.run_directory import RunError
 from tests.cluster.runs import SMALL, steps_of
+from tests.ranks import free_port
 
 REPO = Path(__file__).parents[2]
 SRUN = {
@@ -233,9 +234,7 @@ def test_two_processes_agree_and_a_folder_that_one_does_not_see_is_refused(what,
     file = tmp_path / "two.py"
     file.write_text(TWO)
     command = [sys.executable, file, tmp_path / "shared", tmp_path / "own", what]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [start(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in (0, 1)]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], said
@@ -251,24 +250,47 @@ def start(*command, **said):
     return subprocess.Popen([*map(str, command)], cwd=REPO, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
-def test_two_processes_of_one_command_share_a_folder_and_stop_and_go_on_together(tmp_path):
-    runs = tmp_path / "runs"
-    command = [sys.executable, "train.py", *SMALL, f"paths.data={tmp_path / 'data'}", "trainer.devices=2"]
-    command += ["trainer.save_every=1000", "trainer.validate_every=1000"]
-    process = start(
-        *command, f"run={runs}/${{now:%H%M%S.%f}}", "trainer.max_steps=5000"
-    )  # the time differs between processes
-    deadline = time.monotonic() + 300
-    while process.poll() is None and not any(steps_of(run) >= 5 for run in runs.glob("*")):
+def rank_of(agent, rank):
+    """The process that torchrun has started as this rank."""
+    [found] = [
+        int(child)
+        for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()
+    ]
+    return found
+
+
+def until(process, holds, within=300):
+    deadline = time.monotonic() + within
+    while process.poll() is None and not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+
+
+def test_processes_of_one_command_share_a_folder_and_stop_fail_and_go_on_together(tmp_path, fit):
+    runs = tmp_path / "runs"
+    settings = [*SMALL, f"paths.data={tmp_path / 'data'}", "trainer.save_every=1000", "trainer.validate_every=1000"]
+    command = [sys.executable, "train.py", *settings, "trainer.devices=2", "trainer.max_steps=5000"]
+    process = start(*command, f"run={runs}/${{now:%H%M%S.%f}}")  # the time differs between processes
+    until(process, lambda: any(steps_of(run) >= 5 for run in runs.glob("*")))
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=120)
     [run] = runs.iterdir()
     [stopped] = re.findall(r"stopped at step (\d+) \(SIGTERM\)", out) or [error]
     assert [file.name for file in (run / "checkpoints").iterdir()] == [f"step={stopped}.ckpt"]
-    steps = int(stopped) + 3
-    out, error = start(*command, f"run={run}", f"trainer.max_steps={steps}").communicate(timeout=300)
-    assert out.count(f"goes on from step={stopped}.ckpt") == out.count(f"finished at step {steps}") == 1, error
+
+    process = start(*command, f"run={run}")
+    until(process, lambda: steps_of(run) >= int(stopped) + 3)
+    dying, left = rank_of(process.pid, 1), rank_of(process.pid, 0)
+    os.kill(dying, signal.SIGKILL)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, 75)
+    assert out.count(f"goes on from step={stopped}.ckpt") == 1
+    assert f"Signal 9 (SIGKILL) received by PID {dying}" in error
+    assert not Path(f"/proc/{left}").exists()
+
+    steps = int(stopped) + 5
+    fit(compose("train", [*settings, f"run={run}", f"trainer.max_steps={steps}"]))
     losses = [step for step, name, _ in read_metrics(run / "metrics.csv") if name == "train/loss"]
     assert losses == list(range(steps))

@@ -1,5 +1,7 @@
 """The published recipes run at tiny size, validate, go on after a stop, and continue one another."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -84,7 +86,7 @@ def last(run):
 def test_a_stopped_recipe_ends_as_an_unbroken_one(name, recipe, fit, tmp_path):
     trainer = fit(recipe(name, tmp_path / "whole")).trainer
     assert trainer.accumulate_grad_batches == trainer.datamodule.accumulate == (2 if name in BATCH else 1)
-    fit(recipe(name, tmp_path / "stopped"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     (tmp_path / "stopped" / "checkpoints" / "step=2.ckpt").unlink()
     (tmp_path / "stopped" / "finished.json").unlink()
     fit(recipe(name, tmp_path / "stopped"))

@@ -1,8 +1,6 @@
 """`trainer=fsdp`: frozen weights in parts, and on two processes what one process trains, in the same checkpoints."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,9 @@ from torch.distributed.tensor import DTensor
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
 from runtime.sharding import share_out
-from tests.cluster.runs import REPO, SMALL
+from tests.cluster.runs import SMALL
+from tests.forked import Forked
+from tests.ranks import free_port, place
 
 
 @pytest.fixture
@@ -52,12 +52,13 @@ def test_two_processes_train_what_one_does_and_one_goes_on(fit, tmp_path):
     settings = [*SMALL, f"paths.data={tmp_path / 'data'}", "optimizer.schedule=constant", "trainer.validate_every=2"]
     fit(compose("train", [*settings, f"run={tmp_path / 'one'}", "trainer.max_steps=6", "trainer.save_every=4"]))
     shared = ["trainer.devices=2", "trainer.strategy=fsdp", f"run={tmp_path / 'two'}", "trainer.max_steps=4"]
-    subprocess.run(
-        [sys.executable, "train.py", *settings, *shared],
-        cwd=REPO,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    port = free_port()
+    ranks = [
+        Forked("train.py", *settings, *shared, environment={**os.environ, "OMP_NUM_THREADS": "1", **place(rank, port)})
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=600) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
     fit(compose("train", [*settings, f"run={tmp_path / 'two'}", "trainer.max_steps=6"]))
     for step in (4, 6):
         one, two = (stored(tmp_path / name, step) for name in ("one", "two"))

@@ -1,4 +1,4 @@
-"""Two real processes that train together over gloo, as torchrun would start them: forked, so that nothing is imported again."""
+"""Real processes that train together over gloo, as torchrun would start them: forked, so that nothing is imported again."""
 
 import multiprocessing
 import os
@@ -18,54 +18,60 @@ class Brightness(SceneMetric):
         return {"brightness": float(image.mean())}
 
 
-def on_two_ranks(work, *, timeout=1500):
-    """What `work(rank)` gives in each of two processes that share a process group; the first error of either is raised.
+def on_ranks(work, count=2, *, timeout=1500):
+    """What `work(rank)` gives in each of some processes that share a process group; the first error of any is raised.
 
     Args:
-        work: called in both; what it gives is pickled.
+        work: called in all; what it gives is pickled.
+        count: of processes.
         timeout: s for all of it.
 
     Returns:
-        The results of rank 0 and rank 1.
+        The results by rank.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, port, work, results)) for rank in range(2)]
+    processes = [context.Process(target=_rank, args=(place(rank, port, count), work, results)) for rank in range(count)]
     for process in processes:
         process.start()
     found = {}
     try:
-        while len(found) < 2:
+        while len(found) < count:
             rank, error, result = results.get(timeout=timeout)
             if error is not None:
                 raise AssertionError(f"rank {rank}:\n{error}")
             found[rank] = result
     finally:
         for process in processes:
-            process.join(timeout=10 if len(found) == 2 else 0.1)
+            process.join(timeout=10 if len(found) == count else 0.1)
             process.kill()
-    return found[0], found[1]
+    return [found[rank] for rank in range(count)]
 
 
-def place(rank, port):
-    """What torchrun tells a process of two on one machine."""
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def place(rank, port, count=2):
+    """What torchrun tells a process of some on one machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "tests",
     }
 
 
-def _rank(rank, port, work, results):
-    os.environ.update(place(rank, port))
+def _rank(said, work, results):
+    os.environ.update(said)
+    rank = int(said["RANK"])
     try:
         results.put((rank, None, work(rank)))
     except BaseException:

@@ -1,6 +1,6 @@
-"""Training on two processes: what one process does at the same global batch, to rounding; resumed, bit for bit.
+"""Training on two and four processes: what one does at the same global batch, to rounding; resumed, bit for bit.
 
-All runs of two processes are made in one start of them.
+All runs of two processes are made in one start of them, and so are those of four.
 """
 
 import json
@@ -17,7 +17,7 @@ from lightning_modules.schedules import learning_rate_factor
 from loggers.metrics_csv import read_metrics
 from runtime.build import build_data, build_trainer
 from runtime.run_directory import RunDirectory
-from tests.two_ranks import on_two_ranks
+from tests.ranks import on_ranks
 
 STEPS, FEW = 20, 6
 SMALL = {
@@ -47,11 +47,12 @@ WATCHED = (
     "callback.pictures.scenes=3",
 )
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
+FOUR = ("trainer.devices=4", "trainer.strategy=ddp")
 
 
 @pytest.fixture(scope="module")
 def runs(short, fit, poisoned, tmp_path_factory):
-    """runs[name]: the folder of a finished run; `1` and `2` are processes."""
+    """runs / name: the folder of a finished run; 1, 2 and 4 are its processes."""
     folder = tmp_path_factory.mktemp("runs")
     held_out = write_shards(Shapes(count=7, start=20_000_000), folder / "held_out")
 
@@ -69,10 +70,10 @@ def runs(short, fit, poisoned, tmp_path_factory):
             without=["data.make_validation", "callback", *(["conditioning"] if method != "regions" else [])],
         )
 
-    def accumulated(name, *overrides):
-        """A short run whose steps have four micro-batches."""
-        few = (f"trainer.max_steps={FEW}", "trainer.save_every=4", "trainer.accumulate=4", "trainer.validate_every=99")
-        return settings(name, "regions", *few, *overrides)
+    def accumulated(name, *overrides, parts=4):
+        """A short run whose steps have some micro-batches."""
+        few = (f"trainer.max_steps={FEW}", "trainer.save_every=4", "trainer.validate_every=99")
+        return settings(name, "regions", *few, f"trainer.accumulate={parts}", *overrides)
 
     def broken_off(name, origin):
         """A copy of a run as a kill after its step 8 leaves it."""
@@ -97,7 +98,7 @@ def runs(short, fit, poisoned, tmp_path_factory):
             f"start_from={folder / '1-regions'}",
         )
         cfg = settings(name, "regions", *start, "trainer.validate_every=1", *overrides)
-        cfg.callback.layout_score.metric._target_ = "tests.two_ranks.Brightness"
+        cfg.callback.layout_score.metric._target_ = "tests.ranks.Brightness"
         fit(cfg)
 
     for method in SMALL:
@@ -120,7 +121,12 @@ def runs(short, fit, poisoned, tmp_path_factory):
         nonfinite("2-nonfinite", *TWO)
         drawn("2-drawn", *TWO)
 
-    on_two_ranks(both)
+    def all_four(rank):
+        fit(accumulated("4-whole", *FOUR, parts=1))
+        fit(accumulated("4-accumulated", *FOUR, "batch_size=16"))
+
+    on_ranks(both)
+    on_ranks(all_four, 4)
     broken_off("2-to-1", "2-regions")
     fit(settings("2-to-1"))
     return folder
@@ -138,7 +144,11 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-PAIRS = [*((f"1-{method}", f"2-{method}", STEPS) for method in SMALL), ("1-accumulated", "2-accumulated", FEW)]
+PAIRS = [
+    *((f"1-{method}", f"2-{method}", STEPS) for method in SMALL),
+    ("1-accumulated", "2-accumulated", FEW),
+    ("1-accumulated", "4-whole", FEW),
+]
 
 
 @pytest.mark.parametrize(("one", "two", "steps"), PAIRS)
@@ -170,9 +180,15 @@ def test_pictures_and_scores_that_ranks_share_are_exactly_those_of_one_process(r
     assert (two / "pictures" / sheet.name).read_bytes() == sheet.read_bytes()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize(("run", "middle", "steps"), [("regions", 8, STEPS), ("accumulated", 4, FEW)])
-def test_the_learning_rate_ends_where_the_schedule_says(runs, processes, run, middle, steps):
+ENDS = [
+    *(("regions", processes, 8, STEPS) for processes in (1, 2)),
+    *(("accumulated", processes, 4, FEW) for processes in (1, 2, 4)),
+    ("whole", 4, 4, FEW),
+]
+
+
+@pytest.mark.parametrize(("run", "processes", "middle", "steps"), ENDS)
+def test_the_learning_rate_ends_where_the_schedule_says(runs, run, processes, middle, steps):
     factor = learning_rate_factor(steps=steps, schedule="cosine", warmup_steps=3, final_fraction=0.1)
     for step in (middle, steps):
         [schedule] = stored(runs / f"{processes}-{run}", step)["lr_schedulers"]

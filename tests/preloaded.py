@@ -1,0 +1,23 @@
+"""What `tests/forked.py` imports once for all scripts; nothing here computes, so that no thread has begun."""
+# ruff: noqa: F401
+
+import diffusers
+import matplotlib.pyplot as plt
+import torchvision
+
+import callbacks.layout_score
+import callbacks.pictures
+import callbacks.progress
+import datamodules.scene_datamodule
+import evaluation.sweep
+import lightning_modules.scene_diffusion
+import metrics.layout
+import metrics.shapes_scorer
+import models.backbones.tiny
+import preparation.conversion
+import runtime.conversion
+import runtime.evaluation
+import runtime.launch
+import runtime.preparation
+import runtime.split
+import runtime.training
