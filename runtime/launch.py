@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without 8 s of its imports
+from omegaconf import DictConfig
 
 from runtime.device import device_of, world_size
 from runtime.ranks import Ranks, ranks_of
