@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +26,13 @@ class Forked:
         arguments: of its command line.
         environment: all of it.
         largest_file: bytes; it cannot write longer ones, which is what a full disk does, for root too.
+        folder: that it runs in.
     """
 
-    def __init__(self, script, *arguments, environment, largest_file=None):
-        self._told = tempfile.TemporaryDirectory()
-        self._files = [Path(self._told.name) / name for name in ("out", "err")]
-        given = (script, arguments, environment, largest_file, *map(str, self._files))
+    def __init__(self, script, *arguments, environment, largest_file=None, folder=REPO):
+        self._told = Path(tempfile.mkdtemp())
+        self._files = [self._told / name for name in ("out", "err")]
+        given = (script, arguments, environment, largest_file, folder, *map(str, self._files))
         self._process = CONTEXT.Process(target=_work, args=given)
         self._process.start()
         self.pid = self._process.pid
@@ -53,21 +55,22 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired(str(self.pid), timeout)
         told = tuple(file.read_text() for file in self._files)
-        self._told.cleanup()
+        shutil.rmtree(self._told)
         return told
 
 
-def _work(script, arguments, environment, largest_file, out, err):
+def _work(script, arguments, environment, largest_file, folder, out, err):
     assert "tests.preloaded" in sys.modules  # a failed import of it would only be slow
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(REPO)
+    os.chdir(folder)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = [script, *arguments]
+    sys.path[0] = str(REPO)
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(str(REPO / script), run_name="__main__")
     finally:
         atexit._run_exitfuncs()

@@ -1,6 +1,9 @@
 """What `tests/forked.py` imports once for all scripts; nothing here computes, so that no thread has begun."""
 # ruff: noqa: F401
 
+import sys
+from pathlib import Path
+
 import diffusers
 import matplotlib.pyplot as plt
 import torchvision
@@ -21,3 +24,7 @@ import runtime.launch
 import runtime.preparation
 import runtime.split
 import runtime.training
+
+OURS = {path.stem for path in Path(__file__).parents[1].iterdir() if path.suffix in ("", ".py")} - {"tests"}
+for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+    del sys.modules[name]  # a script imports the project itself, in its own order

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import runpy
-import shlex
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from runtime.command import _open_as_run
 from runtime.composition import CONF, compose, compose_sweep
 from runtime.preparation import TASKS
 from runtime.run_directory import RunDirectory, load_run_config
+from tests.documents import blocks, words_of
 
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
@@ -40,11 +40,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.line, comments=True)
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        return words_of(self.line)
 
 
 def commands(document: Path) -> list[Command]:

@@ -1,7 +1,7 @@
 """Kills at random moments: `make test-kill`, not part of `make test`. KILLS=N sets how many, 20 by default; SEED=N other moments.
 
 Each attempt is killed with SIGKILL some steps after it has begun to train. The next has to go on from the newest checkpoint, and
-the end has to be that of a run that nobody killed.
+the end has to be that of a run that nobody killed. And of two processes that torchrun has started one is killed, which ends both.
 """
 
 import os
@@ -21,15 +21,15 @@ SEED = int(os.environ.get("SEED", 0))
 STEPS = EVERY * (KILLS + 2)  # an attempt passes one checkpoint, seldom two and as often none
 
 
-def start(run: Path, data: Path) -> subprocess.Popen:
+def start(run: Path, data: Path, *more: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     settings = (f"run={run}", f"paths.data={data}", f"trainer.max_steps={STEPS}", f"trainer.save_every={EVERY}")
     return subprocess.Popen(
-        [sys.executable, "train.py", *SMALL, *settings, "trainer.validate_every=70", "trainer.keep=2"],
+        [sys.executable, "train.py", *SMALL, *settings, "trainer.validate_every=70", "trainer.keep=2", *more],
         cwd=REPO,
         env=environment(),
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
     )
 
 
@@ -72,3 +72,36 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     print(
         f"{KILLS} kills, {KILLS} resumes from the newest checkpoint; figures, weights and moments equal at step {STEPS}"
     )
+
+
+def rank_of(agent: int, rank: int) -> int:
+    """The process that torchrun has started as this rank."""
+    [found] = [
+        int(child)
+        for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()
+    ]
+    return found
+
+
+def test_a_rank_that_is_killed_takes_the_run_down_and_the_same_command_goes_on(tmp_path):
+    run, two = tmp_path / "run", ("trainer.devices=2", "batch_size=4")
+    process = start(run, tmp_path / "data", *two, stderr=subprocess.PIPE)
+    while process.poll() is None and steps_of(run) <= EVERY:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    dying, left = rank_of(process.pid, 1), rank_of(process.pid, 0)
+    began = time.monotonic()
+    os.kill(dying, signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, 75)
+    assert f"Signal 9 (SIGKILL) received by PID {dying}" in error
+    assert not Path(f"/proc/{left}").exists()
+    print(f"a killed rank ended the run in {time.monotonic() - began:.0f} s")
+    process = start(run, tmp_path / "data", *two)
+    while process.poll() is None and steps_of(run) <= EVERY + 20:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert f"goes on from step={EVERY}.ckpt" in out

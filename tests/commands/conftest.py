@@ -1,8 +1,6 @@
 """Scripts as processes of their own, and one short run that several files share."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 from loggers.metrics_csv import read_metrics
-from tests.forked import REPO, Forked
+from tests.forked import Forked
 
 SMALL = (
     "batch_size=4",
@@ -35,12 +33,8 @@ def started(script: str, *arguments: str, largest_file: int | None = None, **sai
 
 def ended(script: str, *arguments: str, status: int = 0, largest_file: int | None = None) -> str:
     process = started(script, *arguments, largest_file=largest_file)
-    return said(process.communicate(timeout=600), process.returncode, status)
-
-
-def said(streams: tuple[str, str], returned: int | None, status: int) -> str:
-    out, err = streams
-    assert returned == status, f"{out}\n{err}"
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == status, f"{out}\n{err}"
     return out if status == 0 else err
 
 
@@ -54,19 +48,6 @@ def start():
 def run():
     """run(script, *arguments, status=0): what the script says on stdout, or where it is to fail on stderr."""
     return ended
-
-
-@pytest.fixture(scope="session")
-def run_anew():
-    """As `run`, in an interpreter of its own that imports everything itself, as a user's does."""
-
-    def run(script: str, *arguments: str) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, script, *arguments]
-        done = subprocess.run(command, cwd=REPO, env=environment, text=True, capture_output=True, check=False)
-        return said((done.stdout, done.stderr), done.returncode, 0)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 
-def test_a_scene_file_becomes_a_picture(trained, tmp_path, run_anew):
+def test_a_scene_file_becomes_a_picture(trained, tmp_path, run):
     out = tmp_path / "sheet.png"
-    run_anew("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
+    run("sample.py", f"run={trained[0]}", "scene=examples/four_shapes.json", f"out={out}", "seeds=[0,1]")
     with Image.open(out) as sheet:
         assert sheet.size[0] > 512
 

@@ -69,8 +69,8 @@ def test_a_sweep_of_evaluations_ends_with_one_table(trained, data, tmp_path, run
     assert len(list((tmp_path / "jobs" / "rows" / "ceiling").iterdir())) == 1  # measured once for all jobs
 
 
-def test_real_pictures_are_the_upper_bound(trained, data, tmp_path, run_anew):
-    run_anew(
+def test_real_pictures_are_the_upper_bound(trained, data, tmp_path, run):
+    run(
         "evaluate.py",
         f"run={trained[0]}",
         data,

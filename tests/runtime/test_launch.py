@@ -250,16 +250,6 @@ def start(*command, **said):
     return subprocess.Popen([*map(str, command)], cwd=REPO, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
-def rank_of(agent, rank):
-    """The process that torchrun has started as this rank."""
-    [found] = [
-        int(child)
-        for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()
-    ]
-    return found
-
-
 def until(process, holds, within=300):
     deadline = time.monotonic() + within
     while process.poll() is None and not holds():
@@ -268,7 +258,7 @@ def until(process, holds, within=300):
     assert process.poll() is None, process.communicate()
 
 
-def test_processes_of_one_command_share_a_folder_and_stop_fail_and_go_on_together(tmp_path, fit):
+def test_processes_of_one_command_share_a_folder_and_stop_and_go_on_together(tmp_path, fit):
     runs = tmp_path / "runs"
     settings = [*SMALL, f"paths.data={tmp_path / 'data'}", "trainer.save_every=1000", "trainer.validate_every=1000"]
     command = [sys.executable, "train.py", *settings, "trainer.devices=2", "trainer.max_steps=5000"]
@@ -280,17 +270,7 @@ def test_processes_of_one_command_share_a_folder_and_stop_fail_and_go_on_togethe
     [stopped] = re.findall(r"stopped at step (\d+) \(SIGTERM\)", out) or [error]
     assert [file.name for file in (run / "checkpoints").iterdir()] == [f"step={stopped}.ckpt"]
 
-    process = start(*command, f"run={run}")
-    until(process, lambda: steps_of(run) >= int(stopped) + 3)
-    dying, left = rank_of(process.pid, 1), rank_of(process.pid, 0)
-    os.kill(dying, signal.SIGKILL)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode not in (0, 75)
-    assert out.count(f"goes on from step={stopped}.ckpt") == 1
-    assert f"Signal 9 (SIGKILL) received by PID {dying}" in error
-    assert not Path(f"/proc/{left}").exists()
-
-    steps = int(stopped) + 5
+    steps = int(stopped) + 3
     fit(compose("train", [*settings, f"run={run}", f"trainer.max_steps={steps}"]))
     losses = [step for step, name, _ in read_metrics(run / "metrics.csv") if name == "train/loss"]
     assert losses == list(range(steps))
