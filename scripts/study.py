@@ -23,7 +23,7 @@ ARMS = [arm for number in (1, 2, 3) for arm in itertools.combinations(METHODS, n
 SEEDS = (0, 1, 2)
 SCENES = 64  # of the test split, the same for all runs
 VALUES = ("layout_iou", "colour", "shape", "relations")
-WIDTH, ROW, LEFT, GAP = 760, 22, 170, 14  # px of the picture
+WIDTH, ROW, LEFT, GAP = 790, 22, 200, 14  # px of the picture
 
 
 def train_command(arm: Sequence[str], seed: int, run: Path) -> list[str]:
@@ -139,7 +139,7 @@ def picture(found: Mapping[str, Any]) -> str:
             parts += [f'<circle cx="{x0 + each * panel:.1f}" cy="{y:.1f}" r="2.5" fill="#1e3a8a"/>' for each in values]
             parts.append(f'<path d="M{bare:.1f} {y - 8:.1f}v16" stroke="#b91c1c" stroke-width="2"/>')
     parts += [
-        f'<text x="{LEFT - 10}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + "))}</text>'
+        f'<text x="{LEFT - 5}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + "))}</text>'
         for row, (name, _) in enumerate(rows)
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
