@@ -282,14 +282,17 @@ class VisionLanguage(Part):
         with self._lock:
             self.account.add(outcome)
             if isinstance(outcome, NoAnswer):
-                self._check_faults(outcome)
+                self._check_faults(outcome, stop)
             elif known is None and self._files is not None:
                 self._files.add(*key, {"answer": outcome.text, **_about(outcome)})
         return outcome
 
-    def _check_faults(self, failure: NoAnswer) -> None:
+    def _check_faults(self, failure: NoAnswer, stop: threading.Event) -> None:
+        if stop.is_set():
+            return  # of those asked at the same time the one that was too many says so, alone
         self._faults += failure.is_fault
         if self.max_failures is not None and self._faults > self.max_failures:
+            stop.set()
             raise TooManyFailures(
                 f"{self.model}: {self._faults} questions failed, more than max_failures={self.max_failures}, the last by: "
                 f"{failure}; mend that or raise max_failures, and start again: answers in the cache are kept"
