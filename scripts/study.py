@@ -18,6 +18,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evaluation.wording import title
+
 METHODS = ("regions", "boxes", "scene_graph")
 ARMS = [arm for number in (1, 2, 3) for arm in itertools.combinations(METHODS, number)]
 SEEDS = (0, 1, 2)
@@ -126,7 +128,7 @@ def picture(found: Mapping[str, Any]) -> str:
     ]
     for place, value in enumerate(VALUES):
         x0 = LEFT + place * (panel + GAP)
-        parts.append(f'<text x="{x0 + panel / 2:.1f}" y="14" text-anchor="middle">{escape(value)}</text>')
+        parts.append(f'<text x="{x0 + panel / 2:.1f}" y="14" text-anchor="middle">{escape(title(value))}</text>')
         for mark in (0, 0.5, 1):
             x = x0 + mark * panel
             parts.append(f'<path d="M{x:.1f} {ROW}V{height - ROW}" stroke="#ddd"/>')
@@ -139,7 +141,7 @@ def picture(found: Mapping[str, Any]) -> str:
             parts += [f'<circle cx="{x0 + each * panel:.1f}" cy="{y:.1f}" r="2.5" fill="#1e3a8a"/>' for each in values]
             parts.append(f'<path d="M{bare:.1f} {y - 8:.1f}v16" stroke="#b91c1c" stroke-width="2"/>')
     parts += [
-        f'<text x="{LEFT - 5}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + "))}</text>'
+        f'<text x="{LEFT - 5}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + ").replace("_", " "))}</text>'
         for row, (name, _) in enumerate(rows)
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
