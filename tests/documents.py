@@ -9,6 +9,12 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def lines_of(block: str) -> list[str]:
+    """The commands of a block, one a line: without comments, and put together where they are broken."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
 def words_of(line: str) -> list[str]:
     """A command line as the shell takes it apart."""
     return shlex.split(line, comments=True)

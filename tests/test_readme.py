@@ -16,7 +16,7 @@ from runtime.command import _open_as_run
 from runtime.composition import CONF, compose, compose_sweep
 from runtime.preparation import TASKS
 from runtime.run_directory import RunDirectory, load_run_config
-from tests.documents import blocks, words_of
+from tests.documents import blocks, lines_of, words_of
 
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
@@ -44,8 +44,8 @@ class Command:
 
 
 def commands(document: Path) -> list[Command]:
-    lines = "".join(blocks(document.read_text(encoding="utf-8"), "bash")).replace("\\\n", " ").splitlines()
-    return [Command(document=document, line=line) for line in lines if line.strip() and not line.startswith("#")]
+    found = blocks(document.read_text(encoding="utf-8"), "bash")
+    return [Command(document=document, line=line) for block in found for line in lines_of(block)]
 
 
 def files(document: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.cluster.runs import REPO, SMALL, difference, environment, steps_of
+from tests.cluster.runs import REPO, SMALL, difference, environment, steps_of, until
 
 EVERY = 50
 KILLS = int(os.environ.get("KILLS", 20))
@@ -87,9 +87,7 @@ def rank_of(agent: int, rank: int) -> int:
 def test_a_rank_that_is_killed_takes_the_run_down_and_the_same_command_goes_on(tmp_path):
     run, two = tmp_path / "run", ("trainer.devices=2", "batch_size=4")
     process = start(run, tmp_path / "data", *two, stderr=subprocess.PIPE)
-    while process.poll() is None and steps_of(run) <= EVERY:
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
+    until(process, lambda: steps_of(run) > EVERY)
     dying, left = rank_of(process.pid, 1), rank_of(process.pid, 0)
     began = time.monotonic()
     os.kill(dying, signal.SIGKILL)
@@ -99,8 +97,7 @@ def test_a_rank_that_is_killed_takes_the_run_down_and_the_same_command_goes_on(t
     assert not Path(f"/proc/{left}").exists()
     print(f"a killed rank ended the run in {time.monotonic() - began:.0f} s")
     process = start(run, tmp_path / "data", *two)
-    while process.poll() is None and steps_of(run) <= EVERY + 20:
-        time.sleep(0.05)
+    until(process, lambda: steps_of(run) > EVERY + 20)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert f"goes on from step={EVERY}.ckpt" in out

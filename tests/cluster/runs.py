@@ -1,7 +1,10 @@
 """What the checks of this folder share: a training that takes some tens of milliseconds a step, and what it leaves."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +49,15 @@ def logged(run: Path) -> dict[tuple[int, str], float]:
 def steps_of(run: Path) -> int:
     """Steps that have been logged."""
     return max((step for step, name, _ in read_metrics(run / "metrics.csv") if name == "train/loss"), default=-1) + 1
+
+
+def until(process: Any, holds: Callable[[], bool], within: float = 300) -> None:
+    """Waits for something that a process which goes on is to bring about."""
+    deadline = time.monotonic() + within
+    while process.poll() is None and not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
 
 
 def difference(one: Path, other: Path, step: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import blocks, words_of
+from tests.documents import blocks, lines_of, words_of
 from tests.forked import REPO, Forked
 
 COMPOSED_ONLY = "# composed only, it needs "
@@ -37,12 +37,9 @@ TINY = {
 
 def commands(document: str) -> list[list[str]]:
     """Words of those to run: of the scripts that end by themselves."""
-    found = []
-    for block in blocks((REPO / document).read_text(encoding="utf-8"), "bash"):
-        if not block.startswith(COMPOSED_ONLY):
-            lines = [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
-            found += [words_of(line) for line in lines]
-    return [words for words in found if words[0] == "python" and words[1] in TINY]
+    found = blocks((REPO / document).read_text(encoding="utf-8"), "bash")
+    lines = [line for block in found if not block.startswith(COMPOSED_ONLY) for line in lines_of(block)]
+    return [words for words in map(words_of, lines) if words[0] == "python" and words[1] in TINY]
 
 
 def tiny(script: str, arguments: list[str]) -> list[str]:

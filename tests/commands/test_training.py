@@ -2,12 +2,12 @@
 
 import os
 import signal
-import time
 
 import torch
 from safetensors.torch import load_file
 
 from loggers.metrics_csv import read_metrics
+from tests.cluster.runs import until
 
 
 def test_a_run_directory_holds_all_of_a_run(trained, run):
@@ -23,10 +23,7 @@ def test_a_run_directory_holds_all_of_a_run(trained, run):
 def test_killed_and_started_again_it_ends_as_if_unbroken(trained, data, tmp_path, run, start, losses, small):
     folder = tmp_path / "killed"
     process = start("train.py", f"run={folder}", data, *small)
-    deadline = time.monotonic() + 300
-    while process.poll() is None and max(losses(folder), default=0) < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(process, lambda: max(losses(folder), default=0) >= 6)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     out = run("train.py", f"run={folder}", data, *small)

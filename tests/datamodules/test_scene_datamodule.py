@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from datamodules.scene_datamodule import SceneDataModule
 from datamodules.shards import ShardError, ShardSet, has_shards, write_shards
 from datamodules.sources.base import Source
 from scenes.scene import Frame, Scene, SceneObject
+from tests.ranks import free_port
 
 # Lightning says this of every run that goes on in its own folder.
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
@@ -384,9 +384,7 @@ def run_rank(rank, port, results, root, shards, held_out, options):
 
 def train_on_ranks(root, shards, held_out, **options):
     """What each of two processes saw: a list of (rank, micro-batches, validated ids, weight)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     arguments = (port, results, root, shards, held_out, options)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from runtime.composition import compose
 from runtime.drawing import draw
 from runtime.evaluation_settings import restored_config
 from runtime.picture_record import read_record
+from tests.ranks import free_port
 
 REPO = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,9 +32,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on PA
 def url(short_run):
     """The address of a page over the short run."""
     run = Path(short_run[0].run)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     given = (f"paths.runs={run.parent}", f"run={run}", f"port={port}", "upload_bytes=20000", "objects=5")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(

@@ -116,7 +116,7 @@ def test_settings_of_a_file_are_not_changed_on_the_way(gated, tmp_path):
 def test_weights_of_another_backbone_are_refused(gated, tmp_path):
     out = f"out={tmp_path / 'a.safetensors'}"
     refusal("belongs to another backbone", "conditioning=boxes", "backbone=tiny_sdxl", f"weights={gated}", out)
-    refusal("(24,) for (768,)", "conditioning=boxes", "backbone=sd15", f"weights={gated}", out)
+    refusal("(24,) for (2048,)", "conditioning=boxes", "backbone=sdxl", f"weights={gated}", out)
     assert not (tmp_path / "a.safetensors").exists()
 
 

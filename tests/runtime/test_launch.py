@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,12 @@ from omegaconf import OmegaConf
 
 from loggers.metrics_csv import read_metrics
 from runtime.build import build_strategy, build_trainer
-from runtime.composition import compose
 from runtime.device import accumulation, world_size
 from runtime.launch import PORTS, decided, first, first_node, join, meeting_place, nodes_of, place, refuse_unseen
 from runtime.ranks import Ranks, ranks_of
 from runtime.requeue import requeue
 from runtime.run_directory import RunError
-from tests.cluster.runs import SMALL, steps_of
+from tests.cluster.runs import SMALL, steps_of, until
 from tests.ranks import free_port
 
 REPO = Path(__file__).parents[2]
@@ -250,19 +248,13 @@ def start(*command, **said):
     return subprocess.Popen([*map(str, command)], cwd=REPO, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
-def until(process, holds, within=300):
-    deadline = time.monotonic() + within
-    while process.poll() is None and not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
-
-
-def test_processes_of_one_command_share_a_folder_and_stop_and_go_on_together(tmp_path, fit):
+def test_processes_of_one_command_share_a_folder_and_stop_and_go_on_together(tmp_path):
     runs = tmp_path / "runs"
-    settings = [*SMALL, f"paths.data={tmp_path / 'data'}", "trainer.save_every=1000", "trainer.validate_every=1000"]
-    command = [sys.executable, "train.py", *settings, "trainer.devices=2", "trainer.max_steps=5000"]
-    process = start(*command, f"run={runs}/${{now:%H%M%S.%f}}")  # the time differs between processes
+    command = [sys.executable, "train.py", *SMALL, f"paths.data={tmp_path / 'data'}", "trainer.devices=2"]
+    command += ["trainer.save_every=1000", "trainer.validate_every=1000"]
+    process = start(
+        *command, f"run={runs}/${{now:%H%M%S.%f}}", "trainer.max_steps=5000"
+    )  # the time differs between processes
     until(process, lambda: any(steps_of(run) >= 5 for run in runs.glob("*")))
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=120)
@@ -271,6 +263,7 @@ def test_processes_of_one_command_share_a_folder_and_stop_and_go_on_together(tmp
     assert [file.name for file in (run / "checkpoints").iterdir()] == [f"step={stopped}.ckpt"]
 
     steps = int(stopped) + 3
-    fit(compose("train", [*settings, f"run={run}", f"trainer.max_steps={steps}"]))
+    out, error = start(*command, f"run={run}", f"trainer.max_steps={steps}").communicate(timeout=300)
+    assert out.count(f"goes on from step={stopped}.ckpt") == out.count(f"finished at step {steps}") == 1, error
     losses = [step for step, name, _ in read_metrics(run / "metrics.csv") if name == "train/loss"]
     assert losses == list(range(steps))
