@@ -32,7 +32,10 @@ _NAMES = (
     (re.compile(r"\.norm1\."), ".layernorm_before."),
     (re.compile(r"\.norm2\."), ".layernorm_after."),
     (re.compile(r"\.attn\.proj\."), ".attention.o_proj."),
-    (re.compile(r"\.attn\.relative_position_bias_table$"), ".attention.relative_position_bias.relative_position_bias_table"),
+    (
+        re.compile(r"\.attn\.relative_position_bias_table$"),
+        ".attention.relative_position_bias.relative_position_bias_table",
+    ),
     (re.compile(r"^tagging_head\.encoder\.layer\."), "decoder."),
 )
 _QKV = re.compile(r"\.attn\.qkv\.")

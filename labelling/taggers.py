@@ -1,7 +1,7 @@
 """Taggers: what is named in pictures, by a list, by their captions or by a model of transformers.
 
-How noun phrases are read off a caption is in ``noun_phrases.py``, RAM in ``ram.py``. Detectors, which find what is named, are beside
-this file.
+How noun phrases are read off a caption is in ``noun_phrases.py``; RAM is in ``ram.py``. Detectors, which find what is named, are
+beside this file.
 """
 
 from __future__ import annotations
