@@ -23,6 +23,7 @@ from runtime.preparation import prepare
 from scenes.masks import decode
 from tests.documents import words_of
 
+WORDS = "a an the red green blue circle square dog hot cat striped plain on sits".split()
 SIDE = 320
 SIZES = [(320, 320), (240, 320), (320, 200)]  # (height, width)
 
@@ -96,14 +97,14 @@ def coco(tmp_path):
 @pytest.fixture
 def clip_text(tmp_path):
     """A folder with CLIP's text encoder."""
-    tokenizer = word_tokenizer("a an the red green blue circle square dog".split(), max_length=32)
+    tokenizer = word_tokenizer([*WORDS, "photo", "of"], max_length=77)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=77,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
