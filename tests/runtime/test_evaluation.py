@@ -123,3 +123,11 @@ def test_other_loggers_are_refused():
 def test_given_pictures_are_not_refined(evaluated, tmp_path):
     with pytest.raises(ValueError, match="^refiner: images=real are scored as they are"):
         evaluated("images=real", "refiner=sdxl", f"out={tmp_path}")
+
+
+@pytest.mark.parametrize(("bounds", "measured"), [(False, ["with_scene"]), (True, ["with_scene", "ceiling", "floor"])])
+def test_a_judge_sees_real_images_only_where_it_is_told_to(bounds, measured, tmp_path):
+    arms = {name: Arm(name=name, sets=(), rows=tmp_path) for name in ("with_scene", "ceiling", "floor")}
+    metric = SgIou(model=RecordedAnswers(), prompt="{entities}{predicates}", bounds=bounds)
+    assert [arm.name for arm in _measured_arms(metric, arms, list(arms))] == measured
+    assert [arm.name for arm in _measured_arms(metric, {"real": arms["ceiling"]}, ["with_scene"])] == ["ceiling"]
