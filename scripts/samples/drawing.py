@@ -62,7 +62,7 @@ class Thing:
 
     def mask(self, size: tuple[int, int]) -> np.ndarray:
         """The polygon in an image of (height, width) px, as (height, width) bool."""
-        canvas = Image.new("1", size[::-1])
+        canvas = Image.new("1", (size[1], size[0]))
         ImageDraw.Draw(canvas).polygon(list(self.outline), fill=1)
         return np.asarray(canvas, bool)
 
