@@ -5,6 +5,7 @@ same files come out each time. What the published forms are is said where they a
 are on purpose: crowds; images without objects, with many, with a tiny one, with four persons; in grey, in CMYK, with
 transparency, of many sizes; captions in other scripts; detections that are not sure and that leave their square; ids without
 boxes or without a caption; an entry whose image is missing; relations given twice, none at all, and objects without any.
+Beside them is a small detector of their colours in YOLOX's form.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from scripts.samples.cc3m import write_cc3m
 from scripts.samples.coco import coco_images, write_coco, write_gligen_coco, write_rc_coco
+from scripts.samples.detector import write_detector
 from scripts.samples.laion_sg import write_laion_sg
 from scripts.samples.sa1b import write_igligen, write_sa1b
 
@@ -29,6 +31,7 @@ def main(folder: str = str(FOLDER)) -> None:
     write_igligen(root / "igligen")
     write_laion_sg(root / "laion_sg")
     write_cc3m(root / "cc3m")
+    write_detector(root / "detector")
 
 
 if __name__ == "__main__":

@@ -6,20 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from labelling.coco_names import COCO_NAMES
 from scripts.samples.drawing import Drawn, draw
 from scripts.samples.files import UNICODE, jpeg, size_of, write_bytes, write_json, xywh
 
-COCO_IDS = [
-    n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-]  # of the 80 kinds, in their order
-COCO_KINDS = (
-    "person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|bench|bird|"
-    "cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|"
-    "sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|"
-    "bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|potted plant|bed|dining table|"
-    "toilet|tv|laptop|mouse|remote|keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|book|clock|vase|scissors|"
-    "teddy bear|hair drier|toothbrush"
-).split("|")
+UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = [number for number in range(1, 91) if number not in UNUSED]  # of the 80 kinds, in their order
 STUFF = {124: "grass", 157: "sky-other", 183: "other"}
 STREAM, COUNT = 0, 28  # of images
 CROWDED, EMPTY, PERSONS, TINY, GREY, CMYK = 24, 25, 26, 27, 2, 3  # images with something special
@@ -59,7 +51,7 @@ def write_coco(images: dict[int, Drawn], root: Path) -> None:
         for thing in one.things:
             polygon = [coordinate for corner in thing.outline for coordinate in corner]
             box, area = xywh(thing.box), int(thing.mask(one.size).sum())
-            things.append(annotation(len(things), name, COCO_IDS[COCO_KINDS.index(thing.name)], box, [polygon], area))
+            things.append(annotation(len(things), name, COCO_IDS[COCO_NAMES.index(thing.name)], box, [polygon], area))
         if number in (0, 7):
             crowd = np.zeros(one.size, bool)
             crowd[height // 2 : height // 2 + 20, ::3] = True
@@ -76,7 +68,7 @@ def write_coco(images: dict[int, Drawn], root: Path) -> None:
             for place, text in enumerate(coco_captions(number, one))
         ]
     about = {"info": {"description": "drawn images in COCO's form"}, "licenses": [{"id": 1, "name": "MIT", "url": ""}]}
-    kinds = [{"supercategory": "thing", "id": n, "name": kind} for n, kind in zip(COCO_IDS, COCO_KINDS, strict=True)]
+    kinds = [{"supercategory": "thing", "id": n, "name": kind} for n, kind in zip(COCO_IDS, COCO_NAMES, strict=True)]
     kinds_of_stuff = [{"supercategory": "stuff", "id": n, "name": kind} for n, kind in STUFF.items()]
     for kind, annotations, categories in (
         ("instances", things, kinds),
