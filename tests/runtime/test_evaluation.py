@@ -8,8 +8,10 @@ import time
 import pytest
 from PIL import Image
 
+from labelling.vision_language import RecordedAnswers
+from metrics.sg_iou import SgIou
 from runtime.composition import compose
-from runtime.evaluation import evaluate, open_split
+from runtime.evaluation import Arm, _measured_arms, evaluate, open_split
 from runtime.run_directory import load_run_config
 
 SCENES = ("protocol.scenes=3", "protocol.make.source.count=4")
