@@ -29,6 +29,8 @@ from yaml import YAMLError
 from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
 
+NOT_NEGATIVE = ("conditioning.", "callback.")
+"""Groups in which no number is below 0."""
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -152,13 +154,15 @@ def check_values(cfg: DictConfig) -> None:
         cfg: A composed configuration with a typed root.
 
     Raises:
-        ConfigError: A key needs a value, or a number is not finite.
+        ConfigError: A key needs a value, or a number is not finite, or negative where none can be.
     """
     for path, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
         if value == MISSING:
             raise ConfigError(f"{path}: needs a value; give it as {path}=VALUE")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}={value}: must be a finite number")
+        if path.startswith(NOT_NEGATIVE) and isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{path}={value}: must be 0 or more")
     try:
         OmegaConf.to_object(cfg)
         if isinstance(data := cfg.get("data"), DictConfig) and "shards" in data:

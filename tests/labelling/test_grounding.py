@@ -183,6 +183,8 @@ def test_settings_tell_all_without_opening_the_model():
         "nms_across": False,
         "text_threshold": 0.2,
         "labels": "tokens",
+        "separator": ".",
+        "final_stop": True,
         "short_side": 512,
     }
 

@@ -151,7 +151,7 @@ def test_what_a_graph_replaces_and_what_is_too_small_are_counted():
         (made,) = stage([sample(1, **old)])
         assert stage.left_out.counts["objects replaced"] == 1
         assert all(item.box is None for item in made.scene.objects)
-        few = stage_of(server, min_relations=3)
+        few = stage_of(server, min_relations=4)
         assert not list(few([sample(1)]))
     assert few.left_out.counts == {"graphs with fewer relations than min_relations": 1}
     assert few.left_out.bad == 0
