@@ -83,7 +83,7 @@ def grounding_dino(tmp_path_factory):
         "[SEP]",
         "[MASK]",
     )
-    vocabulary[1012], vocabulary[1029] = ".", "?"
+    vocabulary[1010], vocabulary[1012], vocabulary[1029] = ",", ".", "?"
     vocabulary += WORDS
     tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(vocabulary)})
     images = GroundingDinoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64})
