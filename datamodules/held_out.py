@@ -1,9 +1,9 @@
 """Which training samples are held out where no validation shards are given: those whose scenes' ids have the lowest hashes.
 
 So the choice is a function of the ids alone: the same after a resume, on any number of ranks, and of the same scenes in other
-shards. Writers of shards note the lowest hashes in `index.json`, with where each sample lies in its tar, so that nothing else need
-be read to choose them, and a few thousand bytes to read one. The tars are opened in `shards.py`, what is left for training is
-ordered in `order.py`.
+shards. Writers of shards note the lowest hashes in `index.json`, with where each sample lies in its tar: nothing else is read to
+choose them, and of a tar only the sample's own bytes. The tars are opened in `shards.py`, what is left for training is ordered
+in `order.py`.
 """
 
 import hashlib

@@ -77,8 +77,8 @@ class SceneDataModule(pl.LightningDataModule):
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
             with an `out` of its own, it makes that folder alone: shards in another one are taken as they are.
         validation_shards: Folder of the held-out shards; without it some of the training samples are held out.
-        validation_samples: Where there is no such folder, how many: those whose scenes' ids have the lowest hashes, at most a tenth
-            of all. 0 validates nothing.
+        validation_samples: Where there is no such folder, how many: those whose scenes' ids have the lowest hashes, at most
+            a tenth of all. 0 validates nothing.
         validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
             not given.
         make_validation: As `make`, for the held-out shards.

@@ -196,7 +196,7 @@ def pl_loader(data):
     from datamodules.loaders import PositionDataset, PositionLoader
 
     dataset = PositionDataset(data.training_set, data._transform, order=data.order)
-    return PositionLoader(dataset, lambda: [range(0, 11)], length=1)
+    return PositionLoader(dataset, lambda: [range(11)], length=1)
 
 
 def test_another_scene_than_was_noted_is_refused(shards, tmp_path):
