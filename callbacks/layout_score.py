@@ -34,7 +34,7 @@ class LayoutScore(HeldOutObserver):
     def __init__(self, *, metric: Metric, every: int, scenes: int = 32, seed: int = 0, at_once: int = 8) -> None:
         super().__init__(every=every)
         self.metric, self.scenes, self.seed, self.at_once = metric, scenes, seed, at_once
-        self._is_off = False
+        self._is_off = self._has_told = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the metric's models, or says where their files go."""
@@ -62,7 +62,15 @@ class LayoutScore(HeldOutObserver):
             return self.metric.measure(list(to_uint8(drawn)), list(held_out.scenes))
 
         rows = shared(trainer, pl_module, measured, scenes=self.scenes, at_once=self.at_once)
-        values = {name: value.mean for name, value in self.metric.compute(rows).items()} | self.metric.tallies(rows)
+        tallies = self.metric.tallies(rows)
+        if tallies.get("boxes_known") == 0 and not self._has_told and trainer.is_global_zero:
+            self._has_told = True
+            log.warning(
+                "layout score: the detector knows the name of none of %d boxes; give one that can be asked for phrases, such as "
+                "detector@callback.layout_score.metric.detector=grounding_dino",
+                tallies["boxes"],
+            )
+        values = {name: value.mean for name, value in self.metric.compute(rows).items()} | tallies
         values = {f"layout/{name}": float(value) for name, value in values.items()}
         for logger in trainer.loggers:
             logger.log_metrics({name: value for name, value in values.items() if not math.isnan(value)}, step=step)
