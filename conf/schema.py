@@ -10,7 +10,7 @@ The records are not frozen, because OmegaConf would then refuse every override o
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def _fraction(node: str, record: Any, *names: str) -> None:
         value = getattr(record, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{node}{name}={value}: must lie between 0 and 1")
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    """Whether a value is a list of so many numbers."""
+    return isinstance(value, list) and len(value) == count and all(isinstance(number, int | float) for number in value)
 
 
 @dataclass(kw_only=True)
@@ -173,14 +178,16 @@ class Sampler:
     negative_prompt: str | None = None  # caption of the unguided half; null: as the published pipelines
     guidance_rescale: float = 0.0  # 0 to 1: brings a guided prediction's deviation back (Lin et al. 2023)
     eta: float = 0.0  # share of DDIM's noise that is drawn anew at each step
-    size_ids: list[float] | None = None  # original h w, crop top left, target h w; null: each scene's own
+    size_ids: Any = "target"  # of the image that is drawn; scene: each scene's own; or six numbers
 
     def __post_init__(self) -> None:
         """Refuses values that no sampler can have."""
         _at_least("sampler.", self, steps=1, guidance=0)
         _fraction("sampler.", self, "grounding_fraction", "guidance_rescale", "eta")
-        if self.size_ids is not None and len(self.size_ids) != 6:
-            raise ValueError(f"sampler.size_ids={list(self.size_ids)}: must be six numbers of pixels, or null")
+        if isinstance(self.size_ids, str):
+            _choose("sampler.size_ids", self.size_ids, ("target", "scene"))
+        elif self.size_ids is not None and not _are_numbers(self.size_ids, 6):
+            raise ValueError(f"sampler.size_ids={self.size_ids}: must be target, scene or six numbers of pixels")
 
 
 @dataclass(kw_only=True)
@@ -595,6 +602,17 @@ def as_run_keys(root: type | None) -> tuple[str, ...]:
     if root is None or root not in ROOTS.values():
         return ()
     return tuple(entry.name for entry in fields(root) if entry.metadata.get("as_run"))
+
+
+def takes_anything(path: str) -> bool:
+    """Whether a dotted key of a run, such as `sampler.size_ids`, takes values of several types, so that none stands for its type."""
+    node: Any = Train
+    *groups, name = path.split(".")
+    for group in groups:
+        node = {entry.name: entry.type for entry in fields(node)}.get(group)
+        if not is_dataclass(node):
+            return False
+    return bool(groups) and {entry.name: entry.type for entry in fields(node)}.get(name) is Any
 
 
 def register() -> None:
