@@ -87,6 +87,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
         sampler=instantiate(cfg.sampler, _convert_="all"),
         average=average,
         seed=cfg.seed,
+        posterior=cfg.data.get("posterior", "mode"),
         max_nonfinite=cfg.trainer.max_nonfinite,
         channels_last=cfg.trainer.channels_last,
         compiled=cfg.trainer.compile,
