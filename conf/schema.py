@@ -199,8 +199,14 @@ class DataCommon:
     window: int = 8  # shards within which samples are permuted
     flip: bool = False  # mirror half of the samples
     min_area: float = 0.01  # objects that cover less of the cropped picture go
+    min_visible: float = 0.0  # objects go of whose box the crop leaves less than this share
     caption: str = "first"  # of several: the first, or any
     resize: str = "crop"  # how a picture becomes square: crop, squash
+    crop: str = "center"  # which part training cuts out: center, random, random_resized
+    crop_scale: list[float] = field(default_factory=lambda: [0.8, 1.1])  # of random_resized: share of the area
+    crop_ratio: list[float] = field(default_factory=lambda: [0.95, 1.05])  # of random_resized: width over height
+    interpolation: str = "bilinear"  # how pixels are scaled: bilinear, bicubic, lanczos
+    transforms: Any = None  # of a list of shards: what each folder has of its own, [{crop: random}, {}]
     relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
     relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
     posterior: str = "sample"  # of stored moments of latents: sample draws anew each time, mode takes the mean
@@ -211,14 +217,23 @@ class DataCommon:
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
         _at_least("data.", self, workers=0, window=1, relations_per_object=0, cache_bytes=1)
-        _fraction("data.", self, "min_area", "max_bad_fraction")
+        _fraction("data.", self, "min_area", "min_visible", "max_bad_fraction")
         _choose("data.caption", self.caption, ("first", "any"))
         listed = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(folder, str) for folder in listed):
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
         _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.crop", self.crop, ("center", "random", "random_resized"))
+        _choose("data.interpolation", self.interpolation, ("bilinear", "bicubic", "lanczos"))
+        self._check_transforms()
         _choose("data.relations", self.relations, ("stored", "boxes"))
         _choose("data.posterior", self.posterior, ("sample", "mode"))
+
+    def _check_transforms(self) -> None:
+        """Refuses what is no list of nodes."""
+        given = self.transforms
+        if given is not None and not (isinstance(given, list) and all(isinstance(one, dict) for one in given)):
+            raise ValueError(f"data.transforms={given}: must be a list of nodes, one for each folder, such as [{{flip: true}},{{}}]")
 
 
 @dataclass(kw_only=True)

@@ -338,6 +338,8 @@ def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
         ({"batch_size": 0}, "stage.batch_size=0: give 1 or more"),
         ({"threads": 0}, "stage.threads=0"),
         ({"resize": "fit"}, "resize=fit: no such choice"),
+        ({"interpolation": "nearest"}, "interpolation=nearest: no such choice"),
+        ({"min_visible": -0.1}, "min_visible=-0.1"),
         ({"backbone": None}, "backbone: task=latents runs a part of one; name it, such as backbone=sdxl"),
         ({"resolution": 60}, "stage.resolution=60: is no multiple of the 8 px of a latent's cell"),
     ],
@@ -352,6 +354,19 @@ def test_settings_that_make_no_latents_are_refused(settings, words):
 def test_latents_of_latents_are_refused(prepared, tmp_path):
     with pytest.raises(ShardError, match="task=latents requires image"):
         run_stage(latents(backbone=NODE), prepared(), tmp_path / "again")
+
+
+def test_images_are_scaled_as_training_scales_them_and_lose_what_it_would_lose(pictures, prepared, backbone):
+    stored = ShardSet(prepared(interpolation="lanczos", min_visible=0.9))
+    assert stored.index["stages"][-1]["settings"]["interpolation"] == "lanczos"
+    transform = SceneTransform(resolution=SIDE, interpolation="lanczos", min_visible=0.9, min_area=0)
+    squares = [transform(ShardSet(pictures)[number], number) for number in range(12)]
+    for number, wanted in enumerate(encoded(backbone, [sample.image for sample in squares])):
+        np.testing.assert_allclose(stored[number].latent, wanted.numpy(), rtol=1e-4, atol=1e-4)
+        assert stored[number].scene == squares[number].scene
+    assert {len(sample.scene.objects) for sample in squares} == {1, 2}
+    other = ShardSet(prepared())
+    assert not np.allclose(stored[1].latent, other[1].latent, atol=1e-2)
 
 
 # --- training
