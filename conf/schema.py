@@ -233,7 +233,9 @@ class DataCommon:
         """Refuses what is no list of nodes."""
         given = self.transforms
         if given is not None and not (isinstance(given, list) and all(isinstance(one, dict) for one in given)):
-            raise ValueError(f"data.transforms={given}: must be a list of nodes, one for each folder, such as [{{flip: true}},{{}}]")
+            raise ValueError(
+                f"data.transforms={given}: must be a list of nodes, one for each folder, such as [{{flip: true}},{{}}]"
+            )
 
 
 @dataclass(kw_only=True)
@@ -620,7 +622,7 @@ def as_run_keys(root: type | None) -> tuple[str, ...]:
 
 
 def takes_anything(path: str) -> bool:
-    """Whether a dotted key of a run, such as `sampler.size_ids`, takes values of several types, so that none stands for its type."""
+    """Whether a dotted key of a run, such as `sampler.size_ids`, takes values of several types."""
     node: Any = Train
     *groups, name = path.split(".")
     for group in groups:

@@ -418,7 +418,9 @@ def _of_folders(
     """
     given = [{}] * folders if own is None else list(own)
     if len(given) != folders:
-        raise ValueError(f"data.transforms: {len(given)} for {folders} folders of shards; give one for each, {{}} for none")
+        raise ValueError(
+            f"data.transforms: {len(given)} for {folders} folders of shards; give one for each, {{}} for none"
+        )
     if unknown := sorted(key for one in given for key in one if key not in PER_FOLDER):
         raise ValueError(f"data.transforms: {unknown[0]}: no such setting of a folder (have: {', '.join(PER_FOLDER)})")
     return tuple(replace(common, **one) for one in given)

@@ -119,9 +119,22 @@ class SceneDiffusion(pl.LightningModule):
         return self.conditioning if self.adapters else self.backbone
 
     def on_fit_start(self) -> None:
-        """Refuses a denoiser that wants a picture to inpaint: training data has none."""
+        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half precision.
+
+        Raises:
+            ValueError: either.
+        """
         if self.backbone.inpaints:
             raise ValueError(f"backbone: {INPAINTS}")
+        if (
+            not self.adapters
+            and self.backbone.unet.dtype != torch.float32
+            and "16-true" not in str(self.trainer.precision)
+        ):
+            raise ValueError(
+                f"backbone.dtype: {self.backbone.unet.dtype}, but without an adapter the backbone itself trains, and half precision "
+                "loses its small steps; set backbone.dtype=float32"
+            )
 
     def on_train_start(self) -> None:
         """Forgets what an attempt before this one wrote down of steps that come again."""

@@ -185,7 +185,9 @@ class Scene:
         whole = box_math.crop(_box_array(self.objects), window)
         boxes = whole.clip(0, 1)
         sides, seen = boxes[:, 2:] - boxes[:, :2], box_math.area(boxes)
-        hidden = seen < (1 - TOLERANCE) * min_visible * box_math.area(whole)  # exactly the share stays, whatever the rounding
+        hidden = seen < (1 - TOLERANCE) * min_visible * box_math.area(
+            whole
+        )  # exactly the share stays, whatever the rounding
         gone = (seen < min_area) | hidden | (sides <= TOLERANCE).any(-1)
         kept = [i for i, item in enumerate(self.objects) if item.box is None or not gone[i]]
         moved = _moved(

@@ -47,7 +47,8 @@ class Backbone(nn.Module, ABC):
         scheduler_config: config of a diffusers noise scheduler, as published with the weights.
         latent_scale: pixels per latent cell.
         resolution: side in pixels that the weights were trained at.
-        size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own. A `Sampler` has its own way.
+        size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own. A `Sampler`
+            has a setting of its own.
 
     Raises:
         ValueError: size ids that are no such numbers or that the denoiser takes none of, a UNet whose text or pooled input does

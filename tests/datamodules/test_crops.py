@@ -111,7 +111,9 @@ def test_a_frame_says_which_pixels_became_the_square_and_boxes_are_theirs(size, 
         if dropped:
             continue
         back = np.array(scene.objects[0].box) * (width, height, width, height) + (left, top, left, top)
-        np.testing.assert_allclose(back, np.clip(rectangle, (left, top) * 2, (left + width, top + height) * 2), atol=1e-6)
+        np.testing.assert_allclose(
+            back, np.clip(rectangle, (left, top) * 2, (left + width, top + height) * 2), atol=1e-6
+        )
         mirrored = scene.flip()
         corner = mirrored.frame.crop[1]
         assert corner == size[1] - left - width
@@ -170,7 +172,10 @@ def test_interpolations_differ_and_bilinear_is_the_default():
         ({"crop_scale": [0.0, 1.0]}, r"data.crop_scale=\[0.0, 1.0\]"),
         ({"crop_ratio": [2.0, 1.0]}, r"data.crop_ratio=\[2.0, 1.0\]"),
         ({"min_visible": 1.5}, "data.min_visible=1.5"),
-        ({"interpolation": "nearest"}, "data.interpolation=nearest: no such choice; take bilinear or bicubic or lanczos"),
+        (
+            {"interpolation": "nearest"},
+            "data.interpolation=nearest: no such choice; take bilinear or bicubic or lanczos",
+        ),
     ],
 )
 def test_what_cuts_nothing_is_refused(settings, message):
