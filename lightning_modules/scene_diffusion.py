@@ -119,7 +119,7 @@ class SceneDiffusion(pl.LightningModule):
         return self.conditioning if self.adapters else self.backbone
 
     def on_fit_start(self) -> None:
-        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half precision.
+        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half.
 
         Raises:
             ValueError: either.
@@ -132,8 +132,8 @@ class SceneDiffusion(pl.LightningModule):
             and "16-true" not in str(self.trainer.precision)
         ):
             raise ValueError(
-                f"backbone.dtype: {self.backbone.unet.dtype}, but without an adapter the backbone itself trains, and half precision "
-                "loses its small steps; set backbone.dtype=float32"
+                f"backbone.dtype: {self.backbone.unet.dtype}, but without an adapter the backbone itself trains, whose small "
+                "steps half precision loses; set backbone.dtype=float32"
             )
 
     def on_train_start(self) -> None:
