@@ -91,6 +91,7 @@ class Trainer:
         _choose("trainer.precision", self.precision, PRECISIONS)
         _choose("trainer.matmul", self.matmul, ("highest", "high", "medium"))
         _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, micro_batch=1, keep=1)
+        self._check_devices()
         if self.launcher is not None:
             _choose("trainer.launcher", self.launcher, ("slurm",))
         for name in ("max_time", "save_minutes", "timeout_minutes"):
@@ -102,6 +103,18 @@ class Trainer:
                 f"trainer.accumulate={self.accumulate}: follows from trainer.micro_batch={self.micro_batch}; leave it out, or "
                 "set trainer.micro_batch=null"
             )
+
+    def _check_devices(self) -> None:
+        """Refuses what names no device: Lightning would, after minutes and in a traceback."""
+        given = self.devices
+        if isinstance(given, list):
+            names_some = bool(given) and all(isinstance(each, int) and each >= 0 for each in given)
+        elif isinstance(given, int):
+            names_some = given >= 1 and not isinstance(given, bool)
+        else:
+            names_some = given == "auto"
+        if not names_some:
+            raise ValueError(f"trainer.devices={given}: must be a number from 1 up, a list of indices, or auto")
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@ they belong to is in ``rich_context.py`` (img2dataset's, with a border) and ``rc
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -146,12 +145,15 @@ def told_apart(texts: Sequence[str], how: str) -> list[str]:
     Returns:
         As many texts.
     """
-    total, seen, out = Counter(texts), Counter[str](), []
-    for text in texts:
-        place = seen[text]
-        seen[text] += 1
-        ending = {"published": place < total[text] - 1 and "_0", "numbered": total[text] > 1 and f"_{place}"}.get(how)
-        out.append(text + (ending or ""))
+    out = list(texts)
+    if how == "published":
+        # in place, so that a text with an ending equals the others no more: of three, two get _0 and the last none
+        for place, text in enumerate(out):
+            before = out[:place].count(text)
+            if before or text in out[place + 1 :]:
+                out[place] = f"{text}_{before}"
+    elif how == "numbered":
+        out = [f"{text}_{out[:place].count(text)}" if out.count(text) > 1 else text for place, text in enumerate(out)]
     return out
 
 

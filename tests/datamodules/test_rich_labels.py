@@ -13,6 +13,7 @@ from datamodules.sources.base import EncodedPicture
 from datamodules.sources.img2dataset import Img2dataset, content_window
 from datamodules.sources.rc_coco import RcCoco
 from datamodules.sources.rich_context import RichContext
+from datamodules.sources.rich_labels import told_apart
 from scenes import Frame
 from scenes.masks import decode, encode
 
@@ -470,3 +471,18 @@ def test_pictures_alone_that_cannot_be_read_are_told(tmp_path):
     assert "000010001: picture: cannot be decoded" in source.left_out.skipped[0]
     with pytest.raises(ValueError, match=r"source.root: no pictures in .*; name the folder above them"):
         Img2dataset(root=tree(tmp_path / "texts", {"000010002.txt": b"a"}))
+
+
+@pytest.mark.parametrize(
+    ("how", "texts", "told"),
+    [  # of "published" as the released loader gave them
+        ("published", "a a", "a_0 a"),
+        ("published", "a a b a", "a_0 a_0 b a"),
+        ("published", "a a a_0", "a_0 a a_0_1"),
+        ("published", "a a a_0 a_0", "a_0 a a_0_1 a_0_1"),
+        ("numbered", "a a b a", "a_0 a_1 b a_2"),
+        ("kept", "a a b a", "a a b a"),
+    ],
+)
+def test_equal_sentences_get_the_endings_that_are_asked_for(how, texts, told):
+    assert told_apart(texts.split(), how) == told.split()

@@ -128,3 +128,21 @@ def test_half_precision_weights_fill_an_adapter_in_full(backbone, file):
     for key, tensor in adapter.published().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, tensors[key].half().float())
+
+
+@pytest.mark.parametrize("content", [b"{{", b"\xff\x00", b"[1]", b"[" * 5000 + b"]" * 5000])
+@pytest.mark.parametrize(("adapter", "more"), [(BoxesAdapter, {"init": "published"}), (RegionsAdapter, {})])
+def test_a_folder_of_weights_with_a_broken_config_is_refused_by_name(adapter, more, content, backbone, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    what = f"conditioning.{adapter.method}.weights: {tmp_path}: config.json"
+    with pytest.raises(ValueError, match=f"^{re.escape(what)}") as caught:
+        adapter(backbone, weights=str(tmp_path), **more)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["settings", "backbone"])
+def test_broken_words_of_a_file_about_itself_are_refused_by_name(name, backbone, file):
+    with safe_open(file, framework="pt") as opened:
+        tensors, about = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(tensors, str(file), metadata={**about, name: "["})
+    refusal(f"conditioning.regions.weights: {file}: its {name}", backbone, file)

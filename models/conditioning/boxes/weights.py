@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from models.conditioning.adapter_file import load_weights, read_tensors
-from scenes.json_form import parse_json
+from scenes.json_form import parse_mapping
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
@@ -112,9 +112,8 @@ def _files(path: str, what: str) -> list[Path]:
                 f"{what} is no file here, and the hub gave none ({reason}); check name and network"
             ) from error
     folder = where / "unet" if (where / "unet").is_dir() else where
-    config: dict[str, Any] = (
-        parse_json((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    )
+    about = folder / "config.json"
+    config = parse_mapping(about.read_bytes(), f"{what}: {about.name}") if about.is_file() else {}
     if config.get("attention_type", "gated") != "gated":
         raise ValueError(f"{what} has attention_type={config['attention_type']!r}; give a UNet with gated")
     files = sorted(folder.glob("diffusion_pytorch_model*"))

@@ -6,7 +6,6 @@ UNet's keys and make it the owner. It reads no scene: it is part of the denoiser
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from models.conditioning.adapter_file import SUFFIX, load_weights, read_tensors
 from models.conditioning.base import Adapter, AdapterOutput, Text, gate_figures
 from models.conditioning.slots import attention_layers
+from scenes.json_form import parse_mapping
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
@@ -155,7 +155,8 @@ class LoraAdapter(Adapter):
                 f"{what} holds no LoRA of the form that diffusers writes (unet.*.lora_A.weight); write it so"
             )
         with safe_open(file, framework="pt") as opened:
-            said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            metadata = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+        said = parse_mapping(metadata, f"{what}: its lora_adapter_metadata")
         found = {"rank": ranks, "alpha": {said["unet.lora_alpha"]} if "unet.lora_alpha" in said else ranks}
         for name, values in found.items():
             if values != {self._settings[name]}:

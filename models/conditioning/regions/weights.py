@@ -6,15 +6,14 @@ files are read and written in `models.conditioning.adapter_file`.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from models.conditioning.adapter_file import SUFFIX, load_pickled, read_tensors
-from scenes.json_form import parse_json
+from scenes.json_form import parse_mapping
 
 if TYPE_CHECKING:
     from models.conditioning.regions.adapter import RegionsAdapter
@@ -74,10 +73,7 @@ def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
     """The tensors of a UNet's folder whose `config.json` names the published classes."""
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
     file = folder / "config.json"
-    try:
-        config: dict[str, Any] = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what}: {file.name} is no JSON ({error}); fetch it again") from error
+    config = parse_mapping(file.read_bytes(), f"{what}: {file.name}") if file.is_file() else {}
     names = {key: str(config.get(key, "")).rsplit(".", 1)[-1] for key in ("fuser_cls", "position_net_cls")}
     if names["fuser_cls"] not in VARIANTS or names["position_net_cls"] != TOKEN_NET:
         raise ValueError(
