@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from datamodules.crops import CROPS, Window, center_window, random_resized_window, random_window
+from datamodules.equal_texts import EQUAL_TEXTS, told_apart
 from datamodules.order import choice, flips, latent_noise
 from datamodules.shards import Record
 from scenes.graph import related_by_boxes
@@ -76,6 +77,8 @@ class SceneTransform:
         interpolation: How pixels are scaled: "bilinear", "bicubic" or "lanczos", each smoothed where it scales down (Pillow's).
         relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
         relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
+        equal_texts: What becomes of descriptions that objects share once the crop has left them: "kept" as they are, or with the
+            endings of `equal_texts.told_apart`.
         posterior: What becomes of stored moments: "sample" draws a latent anew at each position, "mode" takes the mean.
 
     Raises:
@@ -96,6 +99,7 @@ class SceneTransform:
     interpolation: str = "bilinear"
     relations: str = "stored"
     relations_per_object: int | None = None
+    equal_texts: str = "kept"
     posterior: str = "mode"
 
     def __post_init__(self) -> None:
@@ -107,6 +111,7 @@ class SceneTransform:
             "interpolation": INTERPOLATIONS,
             "relations": RELATIONS,
             "posterior": POSTERIORS,
+            "equal_texts": EQUAL_TEXTS,
         }
         for name, choices in words.items():
             if (value := getattr(self, name)) not in choices:
@@ -234,7 +239,11 @@ class SceneTransform:
         return replace(scene, frame=replace(scene.frame, target=(self.resolution, self.resolution))), dropped
 
     def _related(self, scene: Scene) -> Scene:
-        """The scene with the relations that are asked for."""
+        """The scene with the relations and the texts that are asked for."""
+        if self.equal_texts != "kept":
+            texts = told_apart([item.description for item in scene.objects], self.equal_texts)
+            objects = [replace(item, description=text) for item, text in zip(scene.objects, texts, strict=True)]
+            scene = replace(scene, objects=tuple(objects))
         if self.relations == "stored":
             return scene
         return related_by_boxes(scene, max_per_object=self.relations_per_object)

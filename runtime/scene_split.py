@@ -21,6 +21,7 @@ from scenes import Scene
 from scenes.forms import read_scenes
 
 # of a transform: what is training's, or the images' size
+_OF_SOURCE = "equal_texts"  # which belongs to the data of a protocol, not to that of the run
 _OF_SAMPLES = ("flip", "seed", "caption", "crop", "crop_scale", "crop_ratio", "resolution")
 _SCENE_FILES = (".json", ".txt")
 _WAIT = 1800.0  # seconds for another rank to make shards
@@ -88,7 +89,7 @@ def square_transform(
     if resolution is None:
         return None
     names = {field.name for field in fields(SceneTransform)} - set(_OF_SAMPLES)
-    settings = {name: data[name] for name in names if name in data} | dict(given or {})
+    settings = {name: data[name] for name in names - {_OF_SOURCE} if name in data} | dict(given or {})
     if unknown := sorted(set(settings) - names):
         raise ValueError(f"protocol.transform.{unknown[0]}: no such setting (have: {', '.join(sorted(names))})")
     return SceneTransform(resolution=resolution, **settings)

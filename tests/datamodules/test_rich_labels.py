@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.equal_texts import told_apart
 from datamodules.shards import ShardError, ShardSet, write_shards
 from datamodules.sources.base import EncodedPicture
 from datamodules.sources.img2dataset import Img2dataset, content_window
 from datamodules.sources.rc_coco import RcCoco
 from datamodules.sources.rich_context import RichContext
-from datamodules.sources.rich_labels import told_apart
 from scenes import Frame
 from scenes.masks import decode, encode
 

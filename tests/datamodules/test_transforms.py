@@ -168,3 +168,14 @@ def test_flips_move_picture_and_scene_and_follow_the_position():
             assert torch.equal(sample.image, plain.image)
             assert sample.scene == one.scene
     assert 5 < sum(flips(9, position) for position in range(30)) < 25
+
+
+def test_equal_descriptions_get_endings_once_the_crop_has_left_them():
+    left, middle, right = ((0.0, 0.2, 0.2, 0.8), (0.4, 0.2, 0.5, 0.8), (0.5, 0.2, 0.6, 0.8))
+    objects = [SceneObject(phrase="dog", description="a dog", box=box) for box in (left, middle, right)]
+    scene = Scene(id="dogs", objects=tuple(objects), frame=Frame(original=(32, 64)))
+    record = Record(scene=scene, image=np.zeros((32, 64, 3), np.uint8))
+    made = {how: SceneTransform(resolution=32, equal_texts=how)(record, 0).scene for how in ("kept", "published")}
+    assert [item.description for item in made["kept"].objects] == ["a dog", "a dog"]
+    assert [item.description for item in made["published"].objects] == ["a dog_0", "a dog"]
+    assert [item.phrase for item in made["published"].objects] == ["dog", "dog"]
