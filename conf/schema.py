@@ -535,7 +535,7 @@ class Convert:
     out: str = MISSING
     form: str = "adapter"  # adapter: a file of the adapter alone; the others are the method's
     average: bool = True  # of a run: the averaged weights; false: those of its last step
-    adapter: str | None = None  # of a run with several adapters: which one
+    adapter: str | None = None  # of several methods: which one
     checkpoint: str | None = None  # of a run; null: the newest
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
@@ -562,7 +562,6 @@ class Convert:
                 )
         for setting, value, usual in (
             ("average", self.average, True),
-            ("adapter", self.adapter, None),
             ("checkpoint", self.checkpoint, None),
         ):
             if value != usual:

@@ -1,4 +1,4 @@
-"""Where a published UNet's weight files are: in a folder of diffusers' layout that is here, or on the hub under a name.
+"""A published UNet's weight files: in a folder of diffusers' layout that is here, on the hub under a name, in a checkpoint.
 
 What is in the files, and which of it is an adapter's, the methods know.
 """
@@ -10,11 +10,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
 
 FETCHED = ("unet/*", "*.json", "diffusion_pytorch_model*")  # of a model on the hub
-OF_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # endings that no name on the hub has
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+OF_FILES = (".safetensors", ".bin", *CHECKPOINTS)  # endings that no name on the hub has
+WRAPPED = ("state_dict", "module")  # where Lightning and DeepSpeed put the tensors
 
 
 def unet_folder(path: str, what: str) -> Path:
@@ -87,3 +91,33 @@ def unet_files(folder: Path, what: str) -> list[Path]:
             if found := [file for file in files if name.fullmatch(file.name)]:
                 return found
     raise ValueError(f"{what} has no diffusion_pytorch_model file; give a folder that diffusers has written")
+
+
+def unet_of_checkpoint(file: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of the UNet in a checkpoint of a published training; no code in it is run.
+
+    Args:
+        file: what `torch.save` has written: tensors by name, or a checkpoint of Lightning or DeepSpeed.
+        what: the setting and the path, for the message.
+
+    Returns:
+        Tensors by their names in the UNet, on the CPU; what belongs elsewhere keeps its whole name.
+
+    Raises:
+        ValueError: it cannot be read, or holds no tensors by name.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{what}: cannot be read ({reason}); save its tensors alone, as safetensors") from error
+    for name in WRAPPED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{what} holds no tensors by name; give a checkpoint of the published training")
+    return {
+        str(key).removeprefix("_forward_module.").removeprefix("unet."): tensor
+        for key, tensor in loaded.items()
+        if isinstance(tensor, Tensor)
+    }

@@ -274,8 +274,18 @@ def test_lora_of_a_run_with_two_methods_goes_out_and_in_again(short, fit, tmp_pa
     converted(run, "adapter=lora", "form=diffusers", f"out={tmp_path / 'lora'}")
     converted(run, "adapter=regions", f"out={tmp_path / 'regions.safetensors'}")
     assert tensors_and_metadata(tmp_path / "regions.safetensors")[1]["method"] == "regions"
-    shapes = ("conditioning=lora", "conditioning.lora.rank=2", "backbone=shapes", *SMALL_SHAPES)
-    converted(*shapes, f"weights={tmp_path / 'lora'}", f"out={tmp_path / 'again.safetensors'}")
+    assert any(".fuser.to_q." in key for key in expected)  # also on what the regions have in the blocks
+    shapes = ("conditioning.lora.rank=2", "backbone=shapes", *SMALL_SHAPES)
+    again = (f"weights={tmp_path / 'lora'}", f"out={tmp_path / 'again.safetensors'}")
+    refusal("has unexpected", "conditioning=lora", *shapes, *again)
+    as_trained = (
+        "conditioning.regions.variant=union",
+        "conditioning.regions.width=24",
+        "conditioning.regions.place_width=8",
+    )
+    both = ("conditioning=[regions,lora]", *as_trained, *shapes)
+    refusal("needs one adapter to convert (have: regions, lora)", *both, *again)
+    converted(*both, "adapter=lora", *again)
     tensors, about = tensors_and_metadata(tmp_path / "again.safetensors")
     assert about["method"] == "lora"
     assert tensors.keys() == expected.keys()

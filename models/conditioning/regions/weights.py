@@ -9,18 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from models.conditioning.adapter_file import SUFFIX, read_tensors
-from models.conditioning.unet_files import unet_config, unet_files, unet_folder
+from models.conditioning.unet_files import unet_config, unet_files, unet_folder, unet_of_checkpoint
 
 if TYPE_CHECKING:
     from models.conditioning.regions.adapter import RegionsAdapter
 
 VARIANTS = {"RegionalCrossAttention": "ca", "RegionalCrossAndSelfAttention": "casa"}
 TOKEN_NET = "TextEmbeddingNetV2"
-WRAPPED = ("state_dict", "module")  # where Lightning and DeepSpeed put the tensors
 BASE = ".base_layer."  # where peft, in a run with LoRA, puts the layer that it has wrapped
 
 
@@ -85,21 +83,11 @@ def _of_folder(path: str, what: str, variant: str) -> dict[str, Tensor]:
 
 
 def _of_checkpoint(file: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of the UNet in a checkpoint of the published training, or of the file that its script took out of one."""
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{what}: cannot be read ({reason}); save its tensors alone, as safetensors") from error
-    for name in WRAPPED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{what} holds no tensors by name; give a checkpoint of the published training")
+    """The tensors in a checkpoint of the published training, or in the file that its script took out of one."""
     tensors = {}
-    for key, tensor in loaded.items():
-        name = str(key).removeprefix("_forward_module.").removeprefix("unet.").replace(BASE, ".")
-        if isinstance(tensor, Tensor) and _is_regional(name) and ".lora_" not in name:  # those are conditioning.lora's
+    for key, tensor in unet_of_checkpoint(file, what).items():
+        name = key.replace(BASE, ".")
+        if _is_regional(name) and ".lora_" not in name:  # those are conditioning.lora's
             tensors[name.replace("null_positive_feature", "null_text_feature")] = tensor  # its name in old checkpoints
     return tensors
 
