@@ -171,6 +171,7 @@ class Sampler:
     guidance: float = 5.0  # classifier-free guidance; 1: none
     grounding_fraction: float = 1.0  # share of the steps, from the noisy end, that see the scene (GLIGEN's beta)
     negative_prompt: str | None = None  # caption of the unguided half; null: as the published pipelines
+    negative_prompt_file: str | None = None  # a file with it, read once at the start
     guidance_rescale: float = 0.0  # 0 to 1: brings a guided prediction's deviation back (Lin et al. 2023)
     eta: float = 0.0  # share of DDIM's noise that is drawn anew at each step
     size_ids: list[float] | None = None  # original h w, crop top left, target h w; null: each scene's own
@@ -193,7 +194,7 @@ class DataCommon:
     flip: bool = False  # mirror half of the samples
     min_area: float = 0.01  # objects that cover less of the cropped picture go
     caption: str = "first"  # of several: the first, or any
-    resize: str = "crop"  # how a picture becomes square: crop, squash
+    resize: str = "crop"  # how a picture becomes square: crop, squash, pad
     relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
     relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
     posterior: str = "sample"  # of stored moments of latents: sample draws anew each time, mode takes the mean
@@ -209,7 +210,7 @@ class DataCommon:
         listed = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(folder, str) for folder in listed):
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
-        _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.resize", self.resize, ("crop", "squash", "pad"))
         _choose("data.relations", self.relations, ("stored", "boxes"))
         _choose("data.posterior", self.posterior, ("sample", "mode"))
 
@@ -301,6 +302,9 @@ class Evaluate:
     metric: dict[str, Any] = field(default_factory=dict)
     scenes: str | None = None  # a file of scenes, or a folder of them, in place of the protocol's split
     images: str | None = None  # folder of pictures to score, or "real"; null: generate
+    images_are: str = (
+        "auto"  # of such a folder: square as the protocol draws, whole as the real ones; auto: by their size
+    )
     out: str | None = None  # folder of the report; null: inside the run
     true_rows: str | None = (
         None  # where what metrics keep of true pictures lies, for other evaluations; null: inside out
@@ -330,6 +334,9 @@ class Evaluate:
             raise ValueError(
                 f"logger={unfit[0]}: an evaluation writes metrics.json and report.html; leave it out, or logger=wandb"
             )
+        _choose("images_are", self.images_are, ("auto", "square", "whole"))
+        if self.images_are != "auto" and self.images in (None, "real"):
+            raise ValueError(f"images_are={self.images_are}: only a folder of pictures is told so; give images=DIR")
         if self.scenes is not None and self.images == "real":
             raise ValueError(f"images=real: scenes={self.scenes} has no pictures; give shards with protocol.shards=DIR")
 

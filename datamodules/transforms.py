@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from datamodules.order import choice, flips, latent_noise
+from datamodules.padding import padded, padded_scene
 from datamodules.shards import Record
 from scenes.graph import related_by_boxes
 from scenes.scene import Frame, Scene
 
 CAPTIONS = ("first", "any")
-RESIZES = ("crop", "squash")
+RESIZES = ("crop", "squash", "pad")
 RELATIONS = ("stored", "boxes")
 POSTERIORS = ("sample", "mode")
 FLIPPED_LATENT = (
@@ -58,7 +59,7 @@ class SceneTransform:
         min_area: Objects whose box covers less than this share of what is left of the picture go.
         caption: Where a source kept several captions: "first" takes the scene's own, "any" draws one.
         resize: How a picture becomes square: "crop" scales its short side and cuts the centre out, "squash" scales both
-            sides and keeps all of it.
+            sides and keeps all of it, "pad" puts white beside or below it first.
         relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
         relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
         posterior: What becomes of stored moments: "sample" draws a latent anew at each position, "mode" takes the mean.
@@ -134,7 +135,9 @@ class SceneTransform:
         return replace(scene, caption=captions[choice(self.seed, position, len(captions))]) if captions else scene
 
     def square(self, image: np.ndarray | Image.Image, scene: Scene) -> tuple[np.ndarray, Scene, int]:
-        """As `centre_square` or `squashed`, whichever is asked for."""
+        """As `centre_square` or `squashed`, whichever is asked for; padded first if that is."""
+        if self.resize == "pad":
+            image, scene = padded(image, scene)
         square = centre_square if self.resize == "crop" else squashed
         return square(image, scene, self.resolution, min_area=self.min_area)
 
@@ -208,12 +211,13 @@ def squared(scene: Scene, resolution: int, *, resize: str = "crop", min_area: fl
     Args:
         scene: The scene; without a frame its boxes are taken to be of a square.
         resolution: Height and width that come out, px.
-        resize: "crop" for the centre square, "squash" for all of the picture.
+        resize: "crop" for the centre square, "squash" for all of the picture, "pad" for all of it with white beside it.
         min_area: Objects whose box covers less than this share of what is left go.
 
     Returns:
         The scene in its new frame, and how many of its objects went.
     """
+    scene = padded_scene(scene) if resize == "pad" else scene
     size = None if scene.frame is None else scene.frame.target
     if scene.frame is None or size is None or size == (resolution, resolution):
         return scene.without_small(min_area)

@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
+from runtime.texts import read_texts
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -64,6 +65,7 @@ def compose(
         check_keys(cfg, layers.reference, where=layers.source)
     if complete:
         check_values(cfg)
+        read_texts(cfg)
     return cfg
 
 

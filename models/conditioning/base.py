@@ -91,8 +91,8 @@ class Adapter(nn.Module, ABC):
     def layer_modules(self) -> dict[str, nn.Module]:
         """Path of a linear layer -> module whose output is added to the layer's own; empty for most methods.
 
-        A layer of the UNet, or, under `slots.slot_layers`'s path, of another adapter's module in its blocks. They act whenever the
-        layer does, so those on the UNet's own also where a sampler leaves the scene out: they are part of the denoiser.
+        A layer of the UNet, or, by its path in `slots.slot_layers`, of another adapter's module in its blocks. They act whenever
+        the layer does, so those on the UNet's own also where a sampler leaves the scene out: they are part of the denoiser.
         """
         return {}
 

@@ -189,8 +189,8 @@ def attach(
     Args:
         unet: a UNet with free slots.
         modules: adapter name -> block path -> module, called as module(hidden (B, L, C), payload) -> (B, L, C).
-        beside: adapter name -> path of a linear layer, of the UNet or of a module in its slots (`slot_layers`) -> module, called as
-            module(hidden (..., in)) -> (..., out) whenever the layer is, also where there is no payload.
+        beside: adapter name -> path of a linear layer, of the UNet or of a module in its slots (`slot_layers`) -> module, called
+            as module(hidden (..., in)) -> (..., out) whenever the layer is, also where there is no payload.
 
     Raises:
         ValueError: a slot that is taken (a UNet built with attention_type="gated", or one attached before), or a path

@@ -58,8 +58,8 @@ class LowRank(nn.Module):
 class LoraAdapter(Adapter):
     """Low-rank changes to the queries, keys, values and outputs of attention.
 
-    Which layers these are peft tells by the ends of their names. In a published UNet that holds a method's layers they are changed
-    with the UNet's own.
+    Which layers these are peft tells by the ends of their names. In a published UNet that holds a method's layers they are
+    changed with the UNet's own.
 
     Args:
         backbone: the denoiser to fit; read for its layers, not kept.
@@ -71,8 +71,8 @@ class LoraAdapter(Adapter):
         blocks: "all", or some of down, mid, up.
         adapters: whether layers of these names in other adapters' modules in the blocks are changed too.
         others: the other adapters by name; read for their layers, not kept.
-        weights: where to start from: an adapter file, a LoRA that diffusers has written (a file, or its folder), or a checkpoint
-            (`.pt`, `.ckpt`, `.pth`) of a published training with LoRA.
+        weights: where to start from: an adapter file, a LoRA that diffusers has written (a file, or its folder), or a
+            checkpoint (`.pt`, `.ckpt`, `.pth`) of a published training with LoRA.
 
     Raises:
         ValueError: a rank below 1, an unknown initialisation, two adapters with a layer of one name, or weights that do not fit.
