@@ -90,7 +90,7 @@ class Framing:
         if self.transform is None or self._pads:
             return picture
         if not _alike(picture.shape[:2], size):
-            picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC))
+            picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC))
         return self.transform.square(picture, Scene(id="picture"))[0]
 
     def _refuse(self, place: int, picture: np.ndarray, size: Size) -> None:

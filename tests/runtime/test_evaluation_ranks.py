@@ -281,7 +281,10 @@ def test_a_protocols_settings_lie_over_the_runs_and_under_the_command_lines(shor
         (["protocol.seeds=[0,0]"], r"protocol.seeds=\[0, 0\]: must be one or more different"),
         (["protocol.arms=[with]"], "with is no arm"),
         (["protocol.picture_format=bmp"], "protocol.picture_format=bmp: no such format"),
-        (["protocol=gligen_coco2014", "~protocol.implementations.fid.beside"], r"protocol.implementations.fid=.*: give"),
+        (
+            ["protocol=gligen_coco2014", "~protocol.implementations.fid.beside"],
+            r"protocol.implementations.fid=.*: give",
+        ),
     ],
 )
 def test_a_wrong_protocol_is_refused(overrides, message):
