@@ -30,7 +30,7 @@ def padded(image: np.ndarray | Image.Image, scene: Scene) -> tuple[np.ndarray | 
     scene = scene if scene.frame is not None else replace(scene, frame=Frame(original=size))
     if height == width:
         return image, scene
-    square = Image.new("RGB", (max(size),) * 2, WHITE)
+    square = Image.new("RGB", (max(size), max(size)), WHITE)
     square.paste(picture, (0, 0))
     return square, padded_scene(scene)
 
