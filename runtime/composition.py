@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
+from runtime.texts import read_texts
 
 NOT_NEGATIVE = ("conditioning.", "callback.")
 """Groups in which no number is below 0."""
@@ -69,6 +70,7 @@ def compose(
         check_keys(cfg, layers.reference, where=layers.source)
     if complete:
         check_values(cfg)
+        read_texts(cfg)
     return cfg
 
 

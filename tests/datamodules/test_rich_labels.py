@@ -392,15 +392,6 @@ def test_rc_coco_boxes_are_parts_of_the_whole_picture(coco):
     assert isinstance(content, EncodedPicture)
 
 
-def test_rc_coco_is_made_square_as_the_published_evaluation_does(coco):
-    (wide, below), (tall, beside) = RcCoco(**coco, square=True)
-    assert wide.objects[0].box == pytest.approx((0.5, 0.125, 0.75, 0.25))
-    assert tall.objects[0].box == pytest.approx((0.0, 0.0, 0.5, 1.0))
-    assert wide.frame == Frame(original=(200, 200))
-    assert (below.getpixel((100, 99)), below.getpixel((100, 100))) == ((90, 90, 90), (255, 255, 255))
-    assert (beside.getpixel((59, 60)), beside.getpixel((60, 60))) == ((90, 90, 90), (255, 255, 255))
-
-
 def test_rc_coco_counts_labels_of_other_splits(coco, tmp_path):
     (tmp_path / "labels" / "label_9.json").write_text('{"caption": "", "annos": []}')
     (tmp_path / "labels" / "notes.json").write_text("[]")

@@ -1,5 +1,7 @@
 """Pictures and scenes move together: what a box shows before a transform it shows after."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from datamodules.order import flips
 from datamodules.shards import Record
 from datamodules.transforms import SceneTransform, to_tensor
+from scenes.masks import decode, encode
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 
@@ -32,6 +35,30 @@ def test_values_are_exact_at_the_ends():
     assert tensor.max() == 1
     back = ((tensor + 1) * 127.5).round().to(torch.uint8)
     assert torch.equal(back, torch.from_numpy(ramp).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (90, 60), (33, 47), (64, 64)])
+def test_padding_keeps_all_of_a_picture_in_the_upper_left_of_a_white_square(height, width):
+    one = record(height, width, [(4, 6, 20, 30)])
+    mask = np.zeros((height, width), bool)
+    mask[6:30, 4:20] = True
+    objects = tuple(replace(item, mask=encode(mask)) for item in one.scene.objects)
+    scene = replace(one.scene, objects=objects)
+    side = max(height, width)
+    transform = SceneTransform(resolution=side, resize="pad", min_area=0)
+    square, moved, dropped = transform.square(one.image, scene)
+    assert (square.shape, dropped) == ((side, side, 3), 0)
+    assert np.array_equal(square[:height, :width], one.image)
+    assert np.all(square[height:] == 255)
+    assert np.all(square[:, width:] == 255)
+    assert np.array(moved.objects[0].box) * side == pytest.approx((4, 6, 20, 30))
+    assert np.argwhere(decode(moved.objects[0].mask)).tolist() == np.argwhere(mask).tolist()
+    assert decode(moved.objects[0].mask).shape == (side, side)
+    assert moved.frame == Frame(original=(side, side))
+    assert transform.scene(scene) == moved
+    half = replace(transform, resolution=side // 2)
+    assert half.scene(scene).objects[0].box == moved.objects[0].box
+    assert half.square(one.image, scene)[1].frame.target == (side // 2,) * 2
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is():
@@ -132,7 +159,7 @@ def test_relations_are_those_of_the_boxes_that_the_crop_leaves():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resize": "pad"}, "data.resize=pad: no such choice; take crop or squash"),
+        ({"resize": "fit"}, "data.resize=fit: no such choice; take crop or squash or pad"),
         ({"relations": "none"}, "data.relations=none: no such choice; take stored or boxes"),
         ({"relations_per_object": -1}, "data.relations_per_object=-1"),
     ],

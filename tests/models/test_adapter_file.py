@@ -83,7 +83,8 @@ def test_other_settings_are_named_where_the_shapes_differ(backbone, file):
 
 
 def test_what_is_no_adapter_file_is_refused(backbone, file, tmp_path):
-    refusal("conditioning.regions.weights: nowhere.safetensors does not exist", backbone, "nowhere.safetensors")
+    for name in ("nowhere.safetensors", "runs/nowhere.safetensors"):  # the second is no name on the hub
+        refusal(f"conditioning.regions.weights: {name} is no file or folder here", backbone, name)
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     refusal(
         "other.safetensors holds no regional weights; give what init_regional_unet.py or its training has written",
