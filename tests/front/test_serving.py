@@ -21,7 +21,7 @@ def test_a_port_that_is_taken_is_refused_in_one_line():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ValueError, match=f"^host=127.0.0.1 port={port}: .*; name another with port=N$"):
+        with pytest.raises(ValueError, match=f"^host=127.0.0.1 port={port}: .*; name another with port=N"):
             serve(compose("app", [f"port={port}"]))
 
 

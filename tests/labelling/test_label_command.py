@@ -88,7 +88,9 @@ def test_igligens_chain_runs(shards, tmp_path, grounding_dino):
         for item in record.scene.objects:
             assert item.score > 0.2
             assert item.phrase
-            assert set(item.phrase.replace("[UNK]", "").split()) <= set(caption.lower().replace(",", " ,").split())
+            assert set(item.phrase.replace("[UNK]", "").replace(",", " ,").split()) <= set(
+                caption.lower().replace(",", " ,").split()
+            )
 
 
 def test_a_chain_without_a_detector_is_refused():
