@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+
+from models.conditioning.adapter_file import load_pickled
 
 
 class StartFrom(pl.Callback):
@@ -34,7 +35,7 @@ class StartFrom(pl.Callback):
         Raises:
             ValueError: the checkpoint does not fit; it is named.
         """
-        stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        stored = load_pickled(Path(self.checkpoint), "start_from")
         stored.pop("nonfinite", None)  # steps that another run has left out
         try:
             pl_module.on_load_checkpoint(stored)

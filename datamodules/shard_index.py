@@ -4,12 +4,12 @@ It is written last and names every shard with its samples, size and checksum, so
 whole. The shards themselves are written in `shard_writer.py` and read in `shards.py`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.storage import Folder, LocalFolder, folder_at
+from scenes.json_form import parse_json
 
 FORMAT = "scenograph-shards"
 VERSION = 1
@@ -60,7 +60,7 @@ def read_index(path: str | Path | Folder) -> dict[str, Any]:
     if not folder.has(INDEX):
         raise ShardError(f"shards={folder}: the folder has no {INDEX}; {how}")
     try:
-        index = json.loads(folder.read(INDEX))
+        index = parse_json(folder.read(INDEX))
         found = index["format"], index["version"]
     except (ValueError, KeyError, TypeError):
         raise ShardError(f"shards={folder}: {INDEX} is not an index of shards; {MAKE_AGAIN}") from None

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import io
 import itertools
-import json
 import os
 import struct
 import threading
@@ -43,6 +42,7 @@ from datamodules.shard_writer import Progress, write_shards
 from datamodules.sources.base import LatentForm
 from datamodules.storage import folder_at, is_remote, named
 from datamodules.tar_members import members
+from scenes.json_form import parse_json
 from scenes.scene import Scene
 
 __all__ = [
@@ -221,7 +221,7 @@ class ShardSet:
         shard, row = self._place(number)
         content = self._opened(shard).content(row, self._members.index(SCENE))
         try:
-            return Scene.from_json(json.loads(content))
+            return Scene.from_json(parse_json(content))
         except ValueError as error:
             raise self._unreadable(shard, row, error) from error
 
@@ -250,7 +250,7 @@ class ShardSet:
         held = LATENT_FLIPPED if mirrored else next(name for name in (LATENT, *PICTURES) if name in self._members)
         text, content = (opened.content(row, self._members.index(name)) for name in (SCENE, held))
         try:
-            scene = Scene.from_json(json.loads(text))
+            scene = Scene.from_json(parse_json(text))
             if self.latents is not None:
                 latent, log_variance = self._halves(_array(content))
                 return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)

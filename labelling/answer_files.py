@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labelling.parts import PartMissing
+from scenes.json_form import parse_json
 
 Key = tuple[str, str, str]
 
@@ -55,7 +56,7 @@ class AnswerFiles:
             return None
         with place[0].open("rb") as file:
             file.seek(place[1])
-            return json.loads(file.readline())
+            return parse_json(file.readline())
 
     def add(self, picture: str, prompt: str, asked_with: str, answer: dict[str, Any]) -> None:
         """Keep an answer, in one write to this process's own file."""
@@ -136,7 +137,7 @@ class AnswerFiles:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The mapping of a line; None where it is none."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -22,9 +22,11 @@ from torch import Tensor
 from labelling.opening import Pretrained, as_pillow, batches
 from labelling.parts import Detections, Detector
 
-LABEL_FORMS = ("asked", "tokens")
+LABEL_FORMS = ("asked", "tokens", "all_tokens")
+SEPARATORS = (".", ",")
 SMALLEST = 1e-6  # of a side, below which a clipped box has no area
 _ENDS = re.compile(r"[.?]+")
+_COMMAS = re.compile(r"[.?,]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +163,17 @@ class _OpenDetector(Pretrained, Detector):
 
 
 class GroundingDino(_OpenDetector):
-    """GroundingDINO, and MM-GroundingDINO: one text with all that is asked for, a full stop behind each.
+    """GroundingDINO, and MM-GroundingDINO: one text with all that is asked for, a separator between.
 
     A box belongs to what its surest token stands in. More than the model's length of text is asked in several calls.
 
     Args:
         text_threshold: A box goes if no token of what it belongs to is surer than this.
         labels: "asked": the asked text as it was given; "tokens": of that text, the words that are surer than
-            `text_threshold`, as IGLIGEN's phrases were made of whole captions.
+            `text_threshold`, as IGLIGEN's phrases were made of whole captions; "all_tokens": such words of whatever was asked
+            in the call, as the rich-context chain joins them.
+        separator: Between what is asked: "." keeps the texts from attending to one another, "," does not.
+        final_stop: Whether a full stop ends the text.
         short_side: Px to which the short side of pictures is brought; null for the model's own.
         **settings: As in `_OpenDetector`.
 
@@ -177,23 +182,35 @@ class GroundingDino(_OpenDetector):
     """
 
     def __init__(
-        self, *, text_threshold: float = 0.2, labels: str = "asked", short_side: int | None = None, **settings: Any
+        self,
+        *,
+        text_threshold: float = 0.2,
+        labels: str = "asked",
+        separator: str = ".",
+        final_stop: bool = True,
+        short_side: int | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if not 0 <= text_threshold <= 1:
             raise ValueError(f"detector.text_threshold={text_threshold}: give a number from 0 to 1")
         if labels not in LABEL_FORMS:
             raise ValueError(f"detector.labels={labels}: no such choice; take one of {', '.join(LABEL_FORMS)}")
+        if separator not in SEPARATORS:
+            raise ValueError(f"detector.separator={separator!r}: no such choice; take one of {' '.join(SEPARATORS)}")
         if short_side is not None and short_side < 1:
             raise ValueError(f"detector.short_side={short_side}: give pixels, or null for the model's own")
         self.text_threshold, self.labels, self.short_side = text_threshold, labels, short_side
+        self.separator, self.final_stop = separator, final_stop
 
     def settings(self) -> dict[str, Any]:
-        """Model, thresholds, form of labels and size."""
+        """Model, thresholds, form of labels and of the text, and size."""
         return {
             **super().settings(),
             "text_threshold": self.text_threshold,
             "labels": self.labels,
+            "separator": self.separator,
+            "final_stop": self.final_stop,
             "short_side": self.short_side,
         }
 
@@ -204,7 +221,8 @@ class GroundingDino(_OpenDetector):
         calls: list[tuple[list[str], list[int]]] = []
         used = room
         for place, tag in enumerate(asked):
-            for text in (part for sentence in _ENDS.split(tag) for part in self._parts(_plain(sentence), room - 1)):
+            parted = (_ENDS if self.separator == "." else _COMMAS).split(tag)
+            for text in (part for sentence in parted for part in self._parts(_plain(sentence), room - 1)):
                 length = self._length(text) + 1
                 if used + length > room:
                     calls.append(([], []))
@@ -234,7 +252,7 @@ class GroundingDino(_OpenDetector):
         """As in `_OpenDetector`."""
         tokenizer = self._processor.tokenizer
         texts = tokenizer(
-            [" ".join(f"{text}." for text in each.texts) for each in questions],
+            [f"{self.separator} ".join(each.texts) + "." * self.final_stop for each in questions],
             padding=True,
             return_token_type_ids=True,
             return_tensors="pt",
@@ -259,21 +277,21 @@ class GroundingDino(_OpenDetector):
         chances = chances[:, : len(owner)].masked_fill(owner < 0, 0)
         scores, surest = chances.max(-1)
         sentence = owner[surest]
-        of_sentence = owner == sentence[:, None]
-        words = of_sentence & (chances > self.text_threshold)
+        belongs = owner >= 0 if self.labels == "all_tokens" else owner == sentence[:, None]
+        words = belongs & (chances > self.text_threshold)
         kept = ((scores > self.box_threshold) & words.any(-1)).nonzero()[:, 0]
         labels = []
         for place in kept.tolist():
             label = asked[question.asked[int(sentence[place])]]
-            if self.labels == "tokens":
+            if self.labels != "asked":
                 label = self._processor.tokenizer.decode(ids[words[place]], skip_special_tokens=True).strip()
             labels.append(label)
         return _Found(boxes=boxes[kept], scores=scores[kept], labels=labels)
 
     def _breaks(self) -> frozenset[int]:
-        """The tokens at which the model parts its text."""
+        """The tokens that part what is asked."""
         tokenizer = self._processor.tokenizer
-        marks = tokenizer.convert_tokens_to_ids([".", "?"])
+        marks = tokenizer.convert_tokens_to_ids([".", "?", *([","] if self.separator == "," else [])])
         return frozenset({tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, *marks})
 
 

@@ -40,6 +40,7 @@ class Pretrained(Part):
 
     kind: ClassVar[str]
     package: ClassVar[str] = "transformers"
+    way_out: ClassVar[str] = "give a folder with the weights, or a name on the hub that this machine can reach"
 
     def __init__(self, *, model: str, revision: str | None, dtype: str, batch_size: int) -> None:
         if dtype not in DTYPES:
@@ -106,10 +107,7 @@ class Pretrained(Part):
             return opener()
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise PartMissing(
-                f"{self.kind}.model={self.name}: cannot be opened ({reason}); give a folder with the weights, "
-                "or a name on the hub that this machine can reach"
-            ) from error
+            raise PartMissing(f"{self.kind}.model={self.name}: cannot be opened ({reason}); {self.way_out}") from error
 
     def inputs(self, batch: Any) -> dict[str, Any]:
         """A processor's tensors on the model's device, floats in its dtype."""

@@ -1,6 +1,7 @@
-"""Taggers: what is named in pictures, by a list, by their captions, by RAM or by a model of transformers.
+"""Taggers: what is named in pictures, by a list, by their captions or by a model of transformers.
 
-How noun phrases are read off a caption is in ``noun_phrases.py``. Detectors, which find what is named, are beside this file.
+How noun phrases are read off a caption is in ``noun_phrases.py``; RAM is in ``ram.py``. Detectors, which find what is named, are
+beside this file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from labelling.noun_phrases import noun_phrases
 from labelling.opening import Pretrained, as_pillow, batches
-from labelling.parts import PartMissing, Tagger
+from labelling.parts import Tagger
 
 CAPTION_FORMS = ("phrases", "whole")
 
@@ -87,61 +88,6 @@ class CaptionTagger(Tagger):
         if self.form == "phrases":
             return [noun_phrases(caption) for caption in captions]
         return [[caption.strip()] if caption.strip() else [] for caption in captions]
-
-
-class RamTagger(Pretrained, Tagger):
-    """Recognize Anything by its own package `ram`, where that is installed.
-
-    Args:
-        model: File of the published weights.
-        image_size: Side to which pictures are brought, px.
-        vit: Which of its image encoders the weights are for.
-        plus: Whether they are RAM++'s.
-        batch_size: Pictures at once.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    kind = "tagger"
-    package = "ram"
-
-    def __init__(
-        self, *, model: str, image_size: int = 384, vit: str = "swin_l", plus: bool = False, batch_size: int = 8
-    ) -> None:
-        super().__init__(model=model, revision=None, dtype="float32", batch_size=batch_size)
-        self.image_size, self.vit, self.plus = image_size, vit, plus
-        self._transform: Any = None
-
-    def settings(self) -> dict[str, Any]:
-        """Weights, size and encoder."""
-        return {**super().settings(), "image_size": self.image_size, "vit": self.vit, "plus": self.plus}
-
-    def _open(self) -> torch.nn.Module:
-        try:
-            from ram import get_transform  # pyright: ignore[reportMissingImports]
-            from ram import models as ram_models  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise PartMissing(
-                f"tagger: RAM needs its package `ram`, which is not installed ({error}); install recognize-anything, "
-                "or take tagger=zero_shot with a list of words, tagger=classifier or tagger=caption"
-            ) from error
-        if not Path(self.name).is_file():
-            raise FileNotFoundError(f"{self.name}: no such file")
-        self._transform = get_transform(image_size=self.image_size)
-        build = ram_models.ram_plus if self.plus else ram_models.ram
-        return build(pretrained=self.name, image_size=self.image_size, vit=self.vit)
-
-    @torch.inference_mode()
-    def __call__(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> list[list[str]]:
-        """RAM's English tags."""
-        model: Any = self.model
-        tags = []
-        for batch in batches(pictures, self.batch_size):
-            images = torch.stack([self._transform(as_pillow(picture)) for picture in batch]).to(self.device)
-            english, _ = model.generate_tag(images)
-            tags += [[tag for tag in line.split(" | ") if tag] for line in english]
-        return tags
 
 
 class _ScoringTagger(Pretrained, Tagger):

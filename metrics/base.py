@@ -101,6 +101,7 @@ class Metric(ABC):
         requires: What Scenes must carry, in the words of `datamodules.sources.base.PROVIDABLE`.
         compares: Its values need the rows of the true pictures beside those of the generated ones.
         pairs: A row needs two pictures of its scene, drawn from two seeds.
+        bounds: Real and shuffled images are measured too, beside the generated ones, as its upper bound and chance level.
         references: It can keep statistics of true pictures in a file and compare with that: it has `save_reference`.
     """
 
@@ -108,6 +109,7 @@ class Metric(ABC):
     requires: ClassVar[frozenset[str]] = frozenset()
     compares: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
+    bounds: bool = True
     references: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from scenes.scene import Scene
 Triple = tuple[str, ...]
 ARTICLES = ("a ", "an ", "the ")
 MATCHING = ("exact", "folded")
+LISTS = ("json", "python")
 KEYS = ("scene_graph", "object_list", "predicate_list")
 
 
@@ -101,6 +102,8 @@ class SgIou(SceneMetric):
         model: The judge.
         prompt: What it is asked; `{entities}` and `{predicates}` become the scene's lists as JSON.
         matching: "exact" compares texts as they are (published), "folded" as `folded` has them.
+        lists: How the scene's lists are written, as "json" or as "python" writes them (published).
+        bounds: Whether real and shuffled images are judged too; a judge may be billed by the image.
         resamples: Bootstrap resamples of an interval.
         seed: Seed of the resampling.
 
@@ -114,9 +117,19 @@ class SgIou(SceneMetric):
     placeholders: ClassVar[tuple[str, ...]] = ("{entities}", "{predicates}")
 
     def __init__(
-        self, *, model: VisionLanguage, prompt: str, matching: str = "exact", resamples: int = 1000, seed: int = 0
+        self,
+        *,
+        model: VisionLanguage,
+        prompt: str,
+        matching: str = "exact",
+        lists: str = "json",
+        bounds: bool = False,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> None:
         super().__init__(resamples=resamples, seed=seed)
+        if lists not in LISTS:
+            raise ValueError(f"metric.{self.name}.lists={lists}: no such way; choose {' or '.join(LISTS)}")
         if matching not in MATCHING:
             raise ValueError(f"metric.{self.name}.matching={matching}: no such way; choose {' or '.join(MATCHING)}")
         for placeholder in self.placeholders:
@@ -124,11 +137,13 @@ class SgIou(SceneMetric):
                 raise ValueError(
                     f"metric.{self.name}.prompt: has no {placeholder}; the judge must see the scene's list"
                 )
-        self.model, self.prompt, self.matching = model, prompt, matching
+        self.model, self.prompt, self.matching, self.lists = model, prompt, matching, lists
+        self.bounds = bounds
 
     def settings(self) -> dict[str, Any]:
-        """The judge, the prompt and how texts are compared."""
-        return {"judge": self.model.settings(), "prompt_sha256": text_hash(self.prompt), "matching": self.matching}
+        """The judge, what it is asked and how texts are compared."""
+        asked = {"prompt_sha256": text_hash(self.prompt), "lists": self.lists}
+        return {"judge": self.model.settings(), **asked, "matching": self.matching}
 
     def to(self, device: Any) -> Self:
         """The metric with its judge on a device, where the judge is here.
@@ -153,7 +168,8 @@ class SgIou(SceneMetric):
         _, entities, predicates = asked_of(scene)
         prompt = self.prompt
         for placeholder, words in (("{entities}", entities), ("{predicates}", predicates)):
-            prompt = prompt.replace(placeholder, json.dumps(words, ensure_ascii=False))
+            written = str(words) if self.lists == "python" else json.dumps(words, ensure_ascii=False)
+            prompt = prompt.replace(placeholder, written)
         return Question(picture=image, prompt=prompt)
 
     def measure(
@@ -244,18 +260,15 @@ class OpenSgIou(SgIou):
         model: The judge.
         prompt: What it is asked.
         matching: As in `SgIou`.
-        resamples: As in `SgIou`.
-        seed: As in `SgIou`.
+        **settings: As in `SgIou`.
     """
 
     name = "sg_iou_open"
     columns = ("sg_iou_open", "entity_iou_open", "relation_iou_open")
     placeholders = ()
 
-    def __init__(
-        self, *, model: VisionLanguage, prompt: str, matching: str = "folded", resamples: int = 1000, seed: int = 0
-    ) -> None:
-        super().__init__(model=model, prompt=prompt, matching=matching, resamples=resamples, seed=seed)
+    def __init__(self, *, model: VisionLanguage, prompt: str, matching: str = "folded", **settings: Any) -> None:
+        super().__init__(model=model, prompt=prompt, matching=matching, **settings)
 
 
 def _are_texts(values: list[Any]) -> bool:

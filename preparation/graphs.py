@@ -129,7 +129,7 @@ class Graphs(Stage):
         if isinstance(answer, NoAnswer):
             return self._failed(where, answer, answer.reason)
         try:
-            graph, twice = graph_of(answer.text, sample.scene)
+            graph = graph_of(answer.text, sample.scene)
         except NoAnswer as failure:
             return self._failed(where, failure, failure.reason)
         except SceneError as error:
@@ -137,9 +137,8 @@ class Graphs(Stage):
         if len(graph.relations) < self.min_relations:
             self.left_out.counts["graphs with fewer relations than min_relations"] += 1
             return None
-        for what, count in (("relations given twice", twice), ("objects replaced", len(sample.scene.objects))):
-            if count:
-                self.left_out.counts[what] += count
+        if sample.scene.objects:
+            self.left_out.counts["objects replaced"] += len(sample.scene.objects)
         said = {"graphs": {**self.settings(), "answered_by": answer.model or self.model.model}}
         return replace(
             sample.scene,
@@ -154,7 +153,7 @@ class Graphs(Stage):
         self.left_out.counts[f"graphs failed: {reason}"] += 1
 
 
-def graph_of(text: str, scene: Scene) -> tuple[Scene, int]:
+def graph_of(text: str, scene: Scene) -> Scene:
     """The scene graph that an answer is.
 
     Args:
@@ -162,7 +161,7 @@ def graph_of(text: str, scene: Scene) -> tuple[Scene, int]:
         scene: The scene that it is about; id and caption are taken from it.
 
     Returns:
-        A scene of objects and relations, and how many relations were given twice.
+        A scene of objects and relations, one that is given twice twice.
 
     Raises:
         NoAnswer: The answer is no JSON.
@@ -173,4 +172,4 @@ def graph_of(text: str, scene: Scene) -> tuple[Scene, int]:
     graph = scene_of_laion_sg(entry, where="answer")
     if not graph.objects:
         raise GraphError("answer: items: is empty; the picture shows nothing that was named", reason="empty graph")
-    return graph, len(said["relations"]) - len(graph.relations)
+    return graph

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from datamodules.storage import Folder, folder_at
 from datamodules.tar_members import members
 from preparation.stage import Sample, Stage
 from preparation.work import Piece, Report, Shares, Work, project_version, run_work
+from scenes.json_form import parse_json
 from scenes.scene import Scene
 
 ACCOUNT = ("left_out", "skipped", "notes")  # what an index says of the latest step; of earlier ones `stages` has it
@@ -209,7 +209,7 @@ def read_samples(folder: Folder, entry: ShardEntry) -> Iterator[Sample | str]:
             where = f"{entry.name} sample {key}"
             scene = content.pop(SCENE, b"")
             try:
-                yield Sample(key=key, scene=Scene.from_json(json.loads(scene), where=where), members=content)
+                yield Sample(key=key, scene=Scene.from_json(parse_json(scene), where=where), members=content)
             except (ValueError, UnicodeDecodeError) as error:
                 text = "is empty" if not scene.strip() else str(error)
                 yield text if text.startswith(where) else f"{where}: {SCENE}: {text}"
@@ -238,7 +238,7 @@ def read_scenes(folder: Folder, entry: ShardEntry) -> Iterator[Scene]:
         for key, content in _members(path, f"shards={folder}: {entry.name}", only=SCENE):
             where = f"shards={folder}: {entry.name} sample {key}"
             try:
-                yield Scene.from_json(json.loads(content[SCENE]), where=where)
+                yield Scene.from_json(parse_json(content[SCENE]), where=where)
             except (ValueError, KeyError) as error:
                 raise ShardError(
                     f"{where}: {SCENE}: {error}; run `python prepare.py task=check shards={folder}`"

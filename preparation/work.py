@@ -36,6 +36,7 @@ from datamodules.shard_writer import (
 from datamodules.sources.base import LatentForm, LeftOut
 from datamodules.storage import Folder
 from preparation.stage import Sample
+from scenes.json_form import parse_json
 
 MANIFEST = "manifest.json"
 _COUNTED = ("samples", "captions", "objects", "boxes", "relations")
@@ -208,7 +209,7 @@ class _Engine:
         for piece in self.work.pieces:
             if f"{piece.name}.json" in names:
                 with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
-                    record = json.loads(self.out.read(f"{piece.name}.json"))
+                    record = parse_json(self.out.read(f"{piece.name}.json"))
                     if record["work"] == self.mark:
                         found[piece.name] = record
         return found
@@ -427,11 +428,11 @@ def _claim(work: Work, out: Folder) -> None:
             )
         out.write(MANIFEST, _json({**work.manifest, "project": project_version()}))
     try:
-        begun = json.loads(out.read(MANIFEST))
+        begun = parse_json(out.read(MANIFEST))
         begun.pop("project")
     except (ValueError, KeyError, AttributeError):
         raise ShardError(f"out={out}: its {MANIFEST} cannot be read; remove the folder and begin again") from None
-    wanted = json.loads(_json(work.manifest))
+    wanted = parse_json(_json(work.manifest))
     if begun == wanted:
         return
     old, new = dict(_flat(begun)), dict(_flat(wanted))

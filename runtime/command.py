@@ -43,7 +43,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     # Hydra would print its own traceback and exit with 1; with this it lets errors through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = [_open_as_run(argument, config_name) for argument in sys.argv[1:]]
+        sys.argv[1:] = [_open_as_run(_in_quotes(argument), config_name) for argument in sys.argv[1:]]
         arguments = get_args_parser().parse_args()
         for override in implied(config_name, arguments.overrides, config_dir=arguments.config_dir):
             sys.argv.insert(sys.argv.index(arguments.overrides[0]), override)  # overrides have to stay together
@@ -122,6 +122,15 @@ def _as_job(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
             raise
 
     return job
+
+
+def _in_quotes(argument: str) -> str:
+    """Quotes a value with characters that Hydra reads only in quotes, such as the letters of a path beyond ASCII."""
+    key, equals, value = argument.partition("=")
+    if not equals or value.isascii() or value.startswith(("'", '"', "[", "{")):
+        return argument
+    escaped = value.replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def _open_as_run(argument: str, config_name: str) -> str:

@@ -6,6 +6,7 @@ the schema. The comparison lives in `keys.py`, the command line and how an error
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from yaml import YAMLError
 from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
 
+NOT_NEGATIVE = ("conditioning.", "callback.")
+"""Groups in which no number is below 0."""
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -151,10 +154,15 @@ def check_values(cfg: DictConfig) -> None:
         cfg: A composed configuration with a typed root.
 
     Raises:
-        ConfigError: A key needs a value.
+        ConfigError: A key needs a value, or a number is not finite, or negative where none can be.
     """
-    for path in _missing(OmegaConf.to_container(cfg, resolve=False)):
-        raise ConfigError(f"{path}: needs a value; give it as {path}=VALUE")
+    for path, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
+        if value == MISSING:
+            raise ConfigError(f"{path}: needs a value; give it as {path}=VALUE")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}={value}: must be a finite number")
+        if path.startswith(NOT_NEGATIVE) and isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{path}={value}: must be 0 or more")
     try:
         OmegaConf.to_object(cfg)
         if isinstance(data := cfg.get("data"), DictConfig) and "shards" in data:
@@ -325,13 +333,13 @@ def _wrong_defaults(error: Exception, loader: ConfigLoaderImpl) -> str:
     return f"{found[1]}.yaml: override /{found[2]}: no such group{guess} (have: {', '.join(sorted(groups))})"
 
 
-def _missing(node: Any, at: str = "") -> Iterator[str]:
-    """Yields the dotted keys that need a value."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _missing(value, f"{at}.{key}" if at else str(key))
-    elif node == MISSING:
-        yield at
+def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys that hold no mapping and no list, with what they hold."""
+    if not isinstance(node, dict | list):
+        yield at, node
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(value, f"{at}.{key}" if at else str(key))
 
 
 def _one_line(error: BaseException) -> str:

@@ -335,8 +335,13 @@ def _draw(
 
 
 def _measured_arms(metric: Metric, arms: Mapping[str, Arm], wanted: Sequence[str]) -> list[Arm]:
-    """The arms of which a metric needs rows: one that compares also of the true pictures, one with pairs of two sets alone."""
+    """The arms of which a metric needs rows: one that compares also of the true pictures, one with pairs of two sets alone.
+
+    One without bounds measures neither the true pictures nor those of other scenes beside the generated ones.
+    """
     names = [name for name in arms if name != "ceiling" or "ceiling" in wanted or metric.compares]
+    if not (metric.bounds or metric.compares):
+        names = [name for name in names if name not in ("ceiling", "floor")]
     return [arms[name] for name in names if not metric.pairs or len(arms[name].sets) > 1]
 
 

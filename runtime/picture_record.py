@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from scenes.json_form import parse_json
+
 SCHEMA = 1  # rises when a record of before can no longer be read
 KEYWORD = "scenograph"  # of the PNG's iTXt chunk
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -84,7 +86,7 @@ def read_record(file: str | Path) -> PictureRecord:
             "that another program saved"
         )
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         schema = content.pop("schema")
         if schema == SCHEMA:
             return _checked(PictureRecord(**content))

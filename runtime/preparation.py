@@ -182,7 +182,7 @@ def _told(cfg: DictConfig, ranks: Ranks) -> Iterator[Progress]:
     """A line with rate and time left; where too much is bad, a line for each sample."""
     title = f"{cfg.task} {ranks.rank + 1}/{ranks.count}" if ranks.count > 1 else cfg.task
     try:
-        with tqdm(unit="scene", dynamic_ncols=True, desc=title) as bar:
+        with tqdm(unit="scene", dynamic_ncols=True, desc=title, delay=0.5) as bar:
 
             def advance(done: int, total: int) -> None:
                 bar.total = total

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
-from models.conditioning.adapter_file import SUFFIX, load_weights
+from models.conditioning.adapter_file import SUFFIX, load_pickled, load_weights
 from runtime.build import build_module
 from runtime.composition import CONF
 from runtime.device import MIXED
@@ -47,7 +47,7 @@ def load_module(run_cfg: DictConfig, checkpoint: str | None) -> tuple[SceneDiffu
             f"run={run_cfg.run}: no checkpoint {path or 'yet'}; train it first: python train.py run={run_cfg.run}"
         )
     module = build_module(run_cfg, restored=True)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = load_pickled(path, f"checkpoint={path}")
     module.on_load_checkpoint(stored)
     module.load_state_dict(stored["state_dict"], strict=False)  # on_load_checkpoint has verified the keys
     module.loaded_step = stored["global_step"]

@@ -147,10 +147,9 @@ def check_relations(n_objects: int, relations: Iterable[Any], *, where: str = "r
         where: Scene or file that they belong to, for the message of an error.
 
     Raises:
-        SceneError: A relation names an object that is not there, relates an object to itself, has no
-            predicate, or says the same of the same ordered pair as an earlier one.
+        SceneError: A relation names an object that is not there, relates an object to itself, or has no
+            predicate. One that is given twice is kept: data repeats them, and what repeats counts twice in a prompt.
     """
-    seen: dict[tuple[int, str, int], int] = {}
     for index, relation in enumerate(relations):
         path = f"{where}: relations[{index}]"
         predicate = relation.predicate
@@ -165,13 +164,6 @@ def check_relations(n_objects: int, relations: Iterable[Any], *, where: str = "r
                 f"{path}: {predicate!r} relates object {relation.subject} to itself; "
                 "name two objects or leave the relation out"
             )
-        key = (relation.subject, predicate, relation.object)
-        if key in seen:
-            raise SceneError(
-                f"{path}: {relation.subject} {predicate!r} {relation.object} is "
-                f"already relations[{seen[key]}]; leave one out"
-            )
-        seen[key] = index
 
 
 def whole_numbers(value: Any, count: int, field: str) -> tuple[int, ...]:

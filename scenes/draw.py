@@ -16,6 +16,8 @@ from scenes.scene import Scene
 SMALLEST = 256  # pixels of the shorter side that boxes are drawn at, at least
 INK = (28, 30, 36)
 PAPER = (255, 255, 255)
+LEGIBLE = 60
+"""Objects whose phrases a picture has room for; placing them costs the square of their number."""
 _PALETTE = (
     (230, 57, 70),
     (29, 110, 216),
@@ -45,7 +47,7 @@ def colour_of(index: int) -> Colour:
 
 
 def draw_boxes(picture: Image.Image, scene: Scene, *, scale: int | None = None) -> Image.Image:
-    """Draw the boxes of a scene with their phrases over a picture.
+    """Draw the boxes of a scene with their phrases over a picture, the phrases of the largest `LEGIBLE` boxes.
 
     Args:
         picture: The picture that the scene's frame describes, of any size.
@@ -72,7 +74,7 @@ def draw_boxes(picture: Image.Image, scene: Scene, *, scale: int | None = None) 
         draw.rectangle(_grown(box, 1), outline=(255, 255, 255, 150), width=line + 2)
         draw.rectangle(box, outline=colour_of(index), width=line)
     taken: list[Rectangle] = []
-    for index, box in placed:
+    for index, box in placed[:LEGIBLE]:
         room = min(max(0.4 * width, box[2] - box[0]), 0.7 * width)
         text = _wrapped(scene.objects[index].phrase, font, max_width=room, max_lines=1 if crowded else 2)
         taken.append(_box_label(draw, text, font, box, colour_of(index), canvas.size, taken))
@@ -119,7 +121,7 @@ def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Ima
     """Draw a scene graph: a node for each object, an arrow from subject to object for each relation.
 
     Nodes stand at the centres of their boxes if every object has one, pushed apart where they would overlap,
-    and on an ellipse otherwise.
+    and on an ellipse otherwise. Of more than `LEGIBLE` objects the first are drawn, and the others are counted.
 
     Args:
         scene: The scene; without objects the diagram says so.
@@ -138,6 +140,9 @@ def draw_graph(scene: Scene, *, size: tuple[int, int] = (512, 512)) -> Image.Ima
     draw = ImageDraw.Draw(canvas)
     large = _font(_SHARP * max(11, round(min(size) / 32)))
     small = _font(_SHARP * max(9, round(min(size) / 38)))
+    if (more := len(scene.objects) - LEGIBLE) > 0:
+        scene = scene.only(range(LEGIBLE))
+        draw.text((width / 2, height), f"and {more} more objects", fill=(120, 120, 128), font=small, anchor="md")
     texts = [_wrapped(item.phrase, large, max_width=0.26 * width, max_lines=3) for item in scene.objects]
     if not texts:
         draw.text((width / 2, height / 2), "no objects", fill=(120, 120, 128), font=large, anchor="mm")

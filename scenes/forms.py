@@ -74,8 +74,8 @@ def read_scenes(path: str | Path) -> list[Scene]:
 def scene_of_laion_sg(entry: Any, *, where: str) -> Scene:
     """The scene of an entry of LAION-SG: items with attributes, relations between them by `item_id`; no boxes.
 
-    A phrase is the item's attributes and label, as the published loader joins them. A triple that is given twice is kept
-    once, since a Scene says everything once. Items in no relation stay.
+    A phrase is the item's attributes and label, as the published loader joins them. A triple that is given twice stays
+    twice, as it does in the published prompt and averages. Items in no relation stay.
 
     Args:
         entry: `{img_id, caption_ori, items: [{item_id, label, attributes}], relations: [{item1, relation, item2}]}`.
@@ -99,12 +99,10 @@ def scene_of_laion_sg(entry: Any, *, where: str) -> Scene:
             raise GraphError(f"{at}: item_id: {number} is there twice; mend the entry", reason="duplicate item_id")
         places[number] = index
         objects.append(_item(item, at))
-    relations: dict[tuple[int, str, int], Relation] = {}
-    for index, item in enumerate(_value(entry, "relations", list, where)):
-        relation = _relation(item, places, f"{where}: relations[{index}]")
-        relations.setdefault((relation.subject, relation.predicate, relation.object), relation)
+    published = enumerate(_value(entry, "relations", list, where))
+    relations = tuple([_relation(item, places, f"{where}: relations[{index}]") for index, item in published])
     caption = _value({"caption_ori": entry.get("caption_ori") or ""}, "caption_ori", str, where).strip()
-    return Scene(id=str(name), caption=caption, objects=tuple(objects), relations=tuple(relations.values()))
+    return Scene(id=str(name), caption=caption, objects=tuple(objects), relations=relations)
 
 
 def scene_of_triples(text: str, *, where: str, name: str) -> Scene:
@@ -122,11 +120,11 @@ def scene_of_triples(text: str, *, where: str, name: str) -> Scene:
         The scene; what of a phrase is label and what attribute is left open.
 
     Raises:
-        SceneError: A line has another form, says again what an earlier one says, or relates an object to itself.
+        SceneError: A line has another form, or relates an object to itself.
     """
     caption = ""
     places: dict[str, int] = {}
-    relations: dict[tuple[int, str, int], Relation] = {}
+    relations: list[Relation] = []
     for number, line in enumerate(text.splitlines(), start=1):
         at = f"{where}: line {number}"
         if not line.strip() or line.lstrip().startswith("#"):
@@ -143,14 +141,11 @@ def scene_of_triples(text: str, *, where: str, name: str) -> Scene:
             continue
         if known[0] == known[1]:
             raise SceneError(f"{at}: {parts[0]!r} is related to itself; tell two of a kind apart, such as 'dog [1]'")
-        key = (known[0], parts[1], known[1])
-        if key in relations:
-            raise SceneError(f"{at}: {line.strip()!r} is there already; leave one out")
-        relations[key] = Relation(subject=known[0], predicate=parts[1], object=known[1])
+        relations.append(Relation(subject=known[0], predicate=parts[1], object=known[1]))
     if not places:
         raise SceneError(f"{where}: no objects; {TRIPLE}, one on a line")
     objects = tuple(SceneObject(phrase=_NUMBERED.sub("", phrase)) for phrase in places)
-    return Scene(id=name, caption=caption, objects=objects, relations=tuple(relations.values()))
+    return Scene(id=name, caption=caption, objects=objects, relations=tuple(relations))
 
 
 def _scene_of(data: Any, where: str, name: str) -> Scene:

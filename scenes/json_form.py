@@ -34,6 +34,24 @@ def read_text(path: str | Path) -> str:
         raise SceneError(f"{path}: {error.strerror}; give the path of a scene file") from None
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The plain JSON values of a text that somebody else wrote.
+
+    Args:
+        text: The JSON.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: It is not JSON, or nested more deeply than Python follows.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The plain JSON values of a file.
 
@@ -47,9 +65,11 @@ def read_json(path: str | Path) -> Any:
         SceneError: It is not there or not JSON; the message names file and place.
     """
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise SceneError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON") from None
+    except ValueError as error:
+        raise SceneError(f"{path}: {error}; correct the JSON") from None
 
 
 @cache

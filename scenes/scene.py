@@ -83,8 +83,8 @@ class Scene:
 
         Raises:
             SceneError: The id or a phrase is empty; a box leaves [0, 1], is inverted, has no size or holds
-                NaN; a relation names an object that is not there, relates an object to itself or is given
-                twice; a field has another type than it says.
+                NaN; a relation names an object that is not there or relates an object to itself; a field has
+                another type than it says.
         """
         if not isinstance(self.id, str) or not self.id:
             raise SceneError(f"scene: id: {self.id!r} is not a name; give a text that is not empty")

@@ -140,10 +140,9 @@ def picture(found: Mapping[str, Any]) -> str:
             parts.append(f'<rect x="{x0:.1f}" y="{y - 5:.1f}" width="{mean * panel:.1f}" height="10" fill="#93c5fd"/>')
             parts += [f'<circle cx="{x0 + each * panel:.1f}" cy="{y:.1f}" r="2.5" fill="#1e3a8a"/>' for each in values]
             parts.append(f'<path d="M{bare:.1f} {y - 8:.1f}v16" stroke="#b91c1c" stroke-width="2"/>')
-    parts += [
-        f'<text x="{LEFT - 5}" y="{ROW * (row + 1.5) + 4:.1f}" text-anchor="end">{escape(name.replace("+", " + ").replace("_", " "))}</text>'
-        for row, (name, _) in enumerate(rows)
-    ]
+    for row, (name, _) in enumerate(rows):
+        y, text = ROW * (row + 1.5) + 4, name.replace("+", " + ").replace("_", " ")
+        parts.append(f'<text x="{LEFT - 5}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -1,10 +1,14 @@
 """What several test files share: small shards, the composed configuration, tiny backbones and one short run."""
 
 import functools
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from datamodules.shards import write_shards
@@ -16,6 +20,10 @@ from runtime.build import build_backbone, build_module
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
 
+TESTS = Path(__file__).parent
+SHARED = os.environ.get(
+    "SCENOGRAPH_SHARED"
+)  # a folder with `samples` and `golden` as published, to be tested beside those of here
 TINY_SHAPES = (
     "backbone.weights=null",
     "backbone.unet_config.norm_num_groups=8",
@@ -42,6 +50,41 @@ SHORT = (
     "trainer.log_every=1",
     "trainer.validate_every=2",
 )
+
+
+def folders(name):
+    """The folder of the tests, and beside it the one of SCENOGRAPH_SHARED if that is set."""
+    own, published = TESTS / name, [Path(SHARED) / name] if SHARED else []
+    return [pytest.param(own, id="own"), *(pytest.param(folder, id="published") for folder in published)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the skips do not show: the published files are no part of the repository."""
+    if not SHARED:
+        terminalreporter.write_line(
+            "drawn samples and recordings of tests/ alone; SCENOGRAPH_SHARED=DIR adds the published ones"
+        )
+
+
+@pytest.fixture(scope="session", params=folders("samples"))
+def samples(request):
+    """A folder of samples in every published form (`scripts.make_samples`)."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=folders("golden"))
+def golden(request, tmp_path_factory):
+    """The folder of recorded tensors, its weights in single precision; to be small, some lie there in half precision."""
+    if request.param != TESTS / "golden":
+        return request.param
+    folder = tmp_path_factory.mktemp("recorded") / "golden"
+    shutil.copytree(request.param, folder)
+    for file in folder.rglob("*.safetensors"):
+        tensors = load_file(file)
+        if any(tensor.dtype == torch.float16 for tensor in tensors.values()):
+            single = {key: t.float() if t.dtype == torch.float16 else t for key, t in tensors.items()}
+            save_file(single, file, metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

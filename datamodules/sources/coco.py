@@ -4,7 +4,6 @@ Boxes are in the frame of the whole picture, and crops are training's. The publi
 ``scenes/filters.py``, detections on COCO's pictures in ``gligen_coco.py``.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from datamodules.sources.base import Content, LeftOut
 from datamodules.sources.files import FileSource, Picture, SampleError, existing, value_of
 from scenes import Frame, Scene, boxes
 from scenes.filters import FILTERS
+from scenes.json_form import parse_json
 from scenes.masks import encode
 
 PERSON = 1  # COCO's category
@@ -204,7 +204,7 @@ class Coco(FileSource):
         needed = ("annotations",) if kind == "captions" else ("images", "annotations", "categories")
         needed = ("annotations", "categories") if kind == "stuff" else needed
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             missing = [key for key in needed if not isinstance(content[key], list)]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"source.root: {path} is not COCO's {kind} ({error!r}); fetch it again") from error

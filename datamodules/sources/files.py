@@ -5,7 +5,6 @@ counted. What a data set's files look like is in the module of that data set.
 """
 
 import io
-import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from datamodules.sources.base import Content, EncodedPicture, LeftOut, Source
 from scenes import Frame, Scene, SceneError, SceneObject
 from scenes import boxes as box_math
 from scenes.checks import TOLERANCE
+from scenes.json_form import parse_json
 
 UNDER_AREA = "boxes under min_area"
 SIDES = ("left", "top", "right", "bottom")
@@ -383,7 +383,7 @@ def content_of(place: Path | bytes, where: str, what: str) -> bytes:
 def json_of(data: bytes, where: str, what: str) -> Any:
     """The content of a JSON file of a sample; `what` it is, for the message."""
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise SampleError(f"{where}: {what}: not JSON ({error}); fetch it again") from error
 

@@ -5,7 +5,6 @@ which may be left out where the picture is called after the scene's id.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import ImageOps
 from datamodules.sources.base import Content
 from datamodules.sources.files import UNDER_AREA, FileSource, Picture, SampleError, existing
 from scenes import Frame, Scene
+from scenes.json_form import parse_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ORIENTATION = 0x0112  # EXIF
@@ -131,7 +131,7 @@ class Folder(FileSource):
 def _parsed(where: str, line: bytes) -> tuple[Scene, str | None]:
     """The Scene of a line, and the file that it names."""
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError as error:
         raise SampleError(f"{where}: not JSON ({error}); write one Scene on a line") from error
     file = data.pop("file", None) if isinstance(data, dict) else None

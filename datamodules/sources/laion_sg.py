@@ -5,7 +5,6 @@ them to a square, as published, is training's (`data.resize=squash`).
 """
 
 import functools
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from datamodules.sources.files import FileSource, Picture, existing, value_of
 from scenes import Frame, Scene
 from scenes.forms import GraphError, scene_of_laion_sg
 from scenes.graph import isolated_objects, triples
+from scenes.json_form import parse_json
 
 MISSING = "pictures missing"
 NO_RELATIONS = "entries without relations"
@@ -134,13 +134,13 @@ class LaionSg(FileSource):
         if not path.is_file():
             return MISSING
         picture = Picture.open(path, where)
-        self.count("relations given twice", len(published) - len(scene.relations))
         self.count("captions missing", not scene.caption)
         self._count_tokens(scene)
         more = {key: item[key] for key in ("score", "url") if item.get(key) not in (None, "")}
         frame = Frame(original=picture.size)
         scene = replace(scene, frame=frame, source=self.name, provenance=more)
-        self._tally(kept=1, bare=not published, related=len(scene.relations))
+        repeated = len(scene.relations) - len(set(scene.relations))
+        self._tally(kept=1, bare=not published, related=len(scene.relations), repeated=repeated)
         return self.stored(scene, picture)
 
     def _unwanted(self, relations: int) -> str | None:
@@ -212,8 +212,10 @@ class LaionSg(FileSource):
         without = f"{tallies['bare']} kept" if self.keep_without_relations else f"{left.counts[NO_RELATIONS]} left out"
         kinds = {**dict(sorted(graphs.items())), "unreadable": left.bad - sum(graphs.values())}
         faults = ", ".join(f"{reason}: {count}" for reason, count in kinds.items() if count)
+        kept = f"{tallies['kept']} kept with {tallies['related']} relations"
+        repeated = f", {tallies['repeated']} of them given before" if tallies["repeated"] else ""
         lines = [
-            f"read: {len(self._list)} entries of {self.file}, {tallies['kept']} kept with {tallies['related']} relations",
+            f"read: {len(self._list)} entries of {self.file}, {kept}{repeated}",
             f"missing images: {left.counts[MISSING]}",
             f"no relations: {without}",
             f"bad entries: {left.bad}{f' ({faults})' if faults else ''}",
@@ -235,7 +237,7 @@ class LaionSg(FileSource):
 def _entries_of(path: Path) -> list[Any]:
     """The entries of a JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"source.file: {path} is not JSON ({error}); fetch it again") from error
     if not isinstance(content, list):

@@ -4,7 +4,6 @@ SA-1B's own masks have no names, so they are not read: objects come from IGLIGEN
 centre square of a picture.
 """
 
-import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from datamodules.sources.base import Content
 from datamodules.sources.files import FileSource, Picture, SampleError, centre_window, existing
 from datamodules.sources.igligen import WITHOUT_BOXES, Detections, detected_objects, read_detections
 from scenes import Frame, Scene
+from scenes.json_form import parse_json
 
 PREFIX = "The image features "  # of SAM-LLaVA's captions; the published systems take it off
 COLUMNS = ("key", "caption")
@@ -196,7 +196,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 yield row["key"], row["caption"]
 
 
@@ -224,7 +224,7 @@ def _number(key: str) -> int:
 
 def _told_size(data: bytes, key: str) -> tuple[int, int]:
     try:
-        image = json.loads(data)["image"]
+        image = parse_json(data)["image"]
         return int(image["height"]), int(image["width"])
     except (ValueError, KeyError, TypeError) as error:
         raise SampleError(f"{key}: its .json is not SA-1B's ({error!r}); fetch the tar again") from error

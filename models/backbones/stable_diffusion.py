@@ -7,7 +7,6 @@ can be built without weights. Training and sampling live elsewhere.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -25,7 +24,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.backbones.base import Backbone, config_of
+from models.quiet import quiet_libraries
 from models.text import TextTower, TextTowers, word_tokenizer
+from scenes.json_form import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class StableDiffusion(Backbone):
         self.freeze()
 
     @classmethod
+    @quiet_libraries()
     def from_folder(
         cls,
         path: str | Path,
@@ -171,6 +173,7 @@ class StableDiffusion(Backbone):
         )
 
     @classmethod
+    @quiet_libraries()
     def from_configs(
         cls,
         components: str | Path,
@@ -313,7 +316,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def _encoder_class(config: CLIPTextConfig) -> type[CLIPTextModel] | type[CLIPTextModelWithProjection]:

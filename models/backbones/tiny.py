@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from models.backbones.stable_diffusion import COMPONENTS, TOWERS, StableDiffusion, _encoder_class, _read
+from models.quiet import quiet_libraries
 from models.text import word_tokenizer
 
 WORDS = """
@@ -48,6 +49,7 @@ TEXT = {
 PADDING = {"sd15": ("<|endoftext|>",), "sd21": ("!",), "sdxl": ("<|endoftext|>", "!")}  # as published
 
 
+@quiet_libraries()
 def make_tiny(kind: str, folder: str | Path, *, seed: int = 0) -> None:
     """Writes a tiny model in diffusers' layout.
 

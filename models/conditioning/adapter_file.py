@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -181,17 +182,39 @@ def read_tensors(file: Path, what: str, *, wanted: Callable[[str], bool] = bool)
     Raises:
         ValueError: a file that cannot be read, or that holds more than tensors by name.
     """
-    try:
-        if file.suffix == SUFFIX:
+    if file.suffix == SUFFIX:
+        try:
             with safe_open(file, framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys() if wanted(key)}  # noqa: SIM118
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{what}: {file.name} cannot be read ({reason}); fetch it again, as safetensors") from error
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{what}: {file.name} cannot be read ({error}); fetch it again") from error
+    loaded = load_pickled(file, what)
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise ValueError(f"{what}: {file.name} holds other things than tensors by name; give a file of weights alone")
     return {key: tensor for key, tensor in loaded.items() if wanted(key)}
+
+
+def load_pickled(file: Path, what: str) -> Any:
+    """What `torch.save` has written; no code in it is run.
+
+    Args:
+        file: the file.
+        what: the setting and the file, for the message.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        ValueError: it is no such file, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
+        wanted = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        kind = f"it asks for {wanted[1]}" if wanted else "it is cut, or torch.save did not write it"
+        raise ValueError(
+            f"{what}: {file.name} cannot be read ({kind}); fetch it again, or save its tensors as safetensors"
+        ) from error
 
 
 def _metadata(file: Path, what: str) -> dict[str, str]:

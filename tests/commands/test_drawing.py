@@ -4,7 +4,26 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "line 1"),
+        (b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b'{"id": "a", "objects": [{"phrase": "x", "box": [0, 0, 1e400, 1]}]}', "objects[0].box"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (None, "directory"),
+    ],
+)
+def test_a_broken_scene_file_is_refused_in_one_line(trained, refusal, tmp_path, content, word):
+    scene = tmp_path / "sünde.json"
+    scene.mkdir() if content is None else scene.write_bytes(content)
+    line = refusal("sample.py", f"run={trained[0]}", f"scene={scene}", f"out={tmp_path / 'x.png'}")
+    assert str(scene) in line
+    assert word in line
 
 
 def test_a_scene_file_becomes_a_picture(trained, tmp_path, run):

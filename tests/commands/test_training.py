@@ -3,11 +3,23 @@
 import os
 import signal
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from loggers.metrics_csv import read_metrics
 from tests.cluster.runs import until
+
+
+@pytest.mark.parametrize(("name", "content"), [("none", None), ("cut.safetensors", b"cut"), ("cut.pt", b"\x80\x02cut")])
+def test_broken_weights_are_refused_in_one_line(run, tmp_path, name, content):
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    for method in ("boxes", "regions", "scene_graph"):
+        given = (f"conditioning={method}", "backbone=tiny_sdxl", f"weights={file}", f"out={tmp_path / 'o.safetensors'}")
+        [line] = run("convert.py", *given, status=2).strip().splitlines()
+        assert f"conditioning.{method}.weights: {file}" in line
 
 
 def test_a_run_directory_holds_all_of_a_run(trained, run):

@@ -1,10 +1,9 @@
-"""The samples of the published forms, if they lie beside the checkout: shards have the counts, boxes and captions of the files.
+"""The samples of the published forms: shards have the counts, boxes and captions of the files.
 
 Expected values are worked out from the files with json and numpy here, not with the readers.
 """
 
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from scenes import masks as mask_math
 from scenes.forms import read_scene
 from scenes.graph import isolated_objects, triples
 
-SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
-pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
-
 
 @pytest.fixture
 def prepared(tmp_path):
@@ -35,16 +31,17 @@ def prepared(tmp_path):
     return prepare
 
 
-def test_coco(prepared):
-    root = SAMPLES / "coco"
+def test_coco(prepared, samples):
+    root = samples / "coco"
     index, records = prepared("source=coco", f"source.root={root}")
     instances = json.loads((root / "annotations/instances_train2017.json").read_text())
     captions = json.loads((root / "annotations/captions_train2017.json").read_text())["annotations"]
     names = {category["id"]: category["name"] for category in instances["categories"]}
-    assert len(records) == len(instances["images"]) == 49
+    assert len(records) == len(instances["images"]) > 24
     crowds = sum(item["iscrowd"] for item in instances["annotations"])
     assert index["counts"]["objects"] == len(instances["annotations"]) - crowds
     assert index["left_out"] == {"boxes of crowds": crowds}
+    assert crowds > 0
     assert index["counts"]["captions"] == len(captions)
     assert "skipped" not in index
     for image in instances["images"]:
@@ -61,15 +58,16 @@ def test_coco(prepared):
         assert record.image.shape == (image["height"], image["width"], 3)
 
 
-def test_coco_stuff_has_captions_and_boxes_of_both(prepared):
-    root = SAMPLES / "coco"
+def test_coco_stuff_has_captions_and_boxes_of_both(prepared, samples):
+    root = samples / "coco"
     index, records = prepared("source=coco", f"source.root={root}", "source.stuff=true")
     stuff = json.loads((root / "annotations/stuff_train2017.json").read_text())
     things = json.loads((root / "annotations/instances_train2017.json").read_text())
     regions = [item for item in stuff["annotations"] if item["category_id"] != 183]
     assert regions
     assert index["counts"]["objects"] == len(regions) + sum(not item["iscrowd"] for item in things["annotations"])
-    assert index["counts"]["captions"] == 245
+    captions = json.loads((root / "annotations/captions_train2017.json").read_text())["annotations"]
+    assert index["counts"]["captions"] == len(captions)
     names = {category["id"]: category["name"] for category in stuff["categories"] + things["categories"]}
     for image in things["images"]:
         of_both = [i for i in things["annotations"] + regions if i["image_id"] == image["id"] and not i["iscrowd"]]
@@ -81,8 +79,8 @@ def test_coco_stuff_has_captions_and_boxes_of_both(prepared):
     ("name", "stuff", "low", "high", "share"),
     [("lama", True, 3, 8, 0.02), ("creatilayout", False, 2, 10, 0.02), ("rich_context", True, 1, 30, 0.01)],
 )
-def test_coco_filters(prepared, name, stuff, low, high, share):
-    root = SAMPLES / "coco"
+def test_coco_filters(prepared, samples, name, stuff, low, high, share):
+    root = samples / "coco"
     _, records = prepared("source=coco", f"source.root={root}", f"source.filter={name}")
     instances = json.loads((root / "annotations/instances_train2017.json").read_text())
     more = json.loads((root / "annotations/stuff_train2017.json").read_text())["annotations"] if stuff else []
@@ -95,15 +93,15 @@ def test_coco_filters(prepared, name, stuff, low, high, share):
         if low <= len(large) <= high and (name != "creatilayout" or persons <= 3):
             expected[Path(image["file_name"]).stem] = len(large)
     assert {key: len(record.scene.objects) for key, record in records.items()} == expected
-    assert 0 < len(expected) < 49 or name == "rich_context"
+    assert 0 < len(expected) < len(instances["images"]) or name == "rich_context"
 
 
-def test_gligen_coco(prepared):
-    pictures = SAMPLES / "coco" / "train2017"
+def test_gligen_coco(prepared, samples):
+    pictures = samples / "coco" / "train2017"
     index, records = prepared(
-        "source=gligen_coco", f"source.root={SAMPLES / 'gligen_coco'}", f"source.images={pictures}"
+        "source=gligen_coco", f"source.root={samples / 'gligen_coco'}", f"source.images={pictures}"
     )
-    published = torch.load(SAMPLES / "gligen_coco" / "coco_train2017.pth", weights_only=True)
+    published = torch.load(samples / "gligen_coco" / "coco_train2017.pth", weights_only=True)
     assert len(records) == len(published)
     assert index["counts"]["objects"] == sum(len(item["annos"]) for item in published)
     for item in published:
@@ -135,8 +133,8 @@ def wanted(row):
 
 
 @pytest.mark.parametrize(("folder", "cells"), [("sdxl-512", 64), ("sdxl-1024", 128)])
-def test_igligen(prepared, folder, cells):
-    root = SAMPLES / "igligen" / folder
+def test_igligen(prepared, samples, folder, cells):
+    root = samples / "igligen" / folder
     index, records = prepared("source=igligen", f"source.root={root}")
     rows, numbers = igligen_rows(root / "boxes")
     assert set(records) == rows.keys() & numbers
@@ -159,17 +157,17 @@ def test_igligen(prepared, folder, cells):
             np.testing.assert_array_equal(records[f"sa_{number}"].latent, latent)
 
 
-def test_igligen_boxes_without_sizes(prepared):
-    boxes = SAMPLES / "igligen" / "boxes_without_size"
+def test_igligen_boxes_without_sizes(prepared, samples):
+    boxes = samples / "igligen" / "boxes_without_size"
     index, records = prepared(
-        "source=igligen", f"source.root={SAMPLES / 'igligen' / 'sdxl-512'}", f"source.boxes={boxes}"
+        "source=igligen", f"source.root={samples / 'igligen' / 'sdxl-512'}", f"source.boxes={boxes}"
     )
     assert {record.scene.frame for record in records.values()} == {None}
-    assert index["left_out"]["sizes of pictures unknown"] == len(records) == 14
+    assert index["left_out"]["sizes of pictures unknown"] == len(records) == len(igligen_rows(boxes)[0]) > 0
 
 
-def sa1b_sizes():
-    for file in sorted((SAMPLES / "sa1b").glob("*.tar")):
+def sa1b_sizes(folder):
+    for file in sorted(folder.glob("*.tar")):
         with tarfile.open(file) as tar:
             for member in tar:
                 if member.name.endswith(".json"):
@@ -177,14 +175,14 @@ def sa1b_sizes():
                     yield f"sa_{image['image_id']}", (image["height"], image["width"])
 
 
-def test_sa1b_with_its_table_of_captions(prepared):
+def test_sa1b_with_its_table_of_captions(prepared, samples):
     pytest.importorskip("pyarrow", reason="parquet tables need pyarrow")
     from pyarrow import parquet
 
-    table = parquet.read_table(SAMPLES / "sa1b" / "captions.parquet").to_pylist()
+    table = parquet.read_table(samples / "sa1b" / "captions.parquet").to_pylist()
     captions = {row["key"]: row["caption"].replace("The image features ", "", 1) for row in table}
-    sizes = dict(sa1b_sizes())
-    index, records = prepared("source=sa1b", f"source.root={SAMPLES / 'sa1b'}")
+    sizes = dict(sa1b_sizes(samples / "sa1b"))
+    index, records = prepared("source=sa1b", f"source.root={samples / 'sa1b'}")
     assert set(records) == captions.keys() & sizes.keys()
     assert index["left_out"] == {"pictures without a caption": len(sizes.keys() - captions.keys())}
     for key, record in records.items():
@@ -192,16 +190,16 @@ def test_sa1b_with_its_table_of_captions(prepared):
         assert record.scene.frame.original == sizes[key] == record.image.shape[:2]
 
 
-def test_sa1b_with_igligen_s_boxes(prepared, tmp_path_factory):
-    boxes = SAMPLES / "igligen" / "boxes_without_size"
+def test_sa1b_with_igligen_s_boxes(prepared, samples, tmp_path_factory):
+    boxes = samples / "igligen" / "boxes_without_size"
     rows, _ = igligen_rows(boxes)
     table = tmp_path_factory.mktemp("captions") / "captions.jsonl"
     table.write_text("".join(json.dumps({"key": k, "caption": f"The image features {k}"}) + "\n" for k in rows))
     _, records = prepared(
-        "source=sa1b", f"source.root={SAMPLES / 'sa1b'}", f"source.boxes={boxes}", f"source.captions={table}"
+        "source=sa1b", f"source.root={samples / 'sa1b'}", f"source.boxes={boxes}", f"source.captions={table}"
     )
     assert set(records) == set(rows)
-    for key, size in sa1b_sizes():
+    for key, size in sa1b_sizes(samples / "sa1b"):
         if key in rows:
             record, side = records[key], min(size)
             assert record.scene.caption == key
@@ -216,8 +214,8 @@ def shown(record):
     return np.array([item.box for item in record.scene.objects]) * [width, height, width, height]
 
 
-def test_rich_context(prepared, tmp_path):
-    root = SAMPLES / "cc3m"
+def test_rich_context(prepared, samples):
+    root = samples / "cc3m"
     index, records = prepared("source=rich_context", f"source.root={root}", "source.masks=true")
     labels = {path.stem[6:]: json.loads(path.read_text()) for path in root.glob("labels/*/label_*.json")}
     assert set(records) == set(labels)
@@ -252,14 +250,14 @@ def test_rich_context(prepared, tmp_path):
         assert np.abs(record.image.astype(int) - inside).mean() < 3  # stored as a JPEG once more
 
 
-def test_rc_coco_is_the_rich_labels_of_the_same_pictures(prepared):
+def test_rc_coco_is_the_rich_labels_of_the_same_pictures(prepared, samples):
     _, records = prepared(
         "source=rc_coco",
-        f"source.root={SAMPLES / 'coco'}",
-        f"source.labels={SAMPLES / 'rc_coco'}",
+        f"source.root={samples / 'coco'}",
+        f"source.labels={samples / 'rc_coco'}",
         "source.split=train2017",
     )
-    labels = {path.stem[6:]: json.loads(path.read_text()) for path in SAMPLES.glob("rc_coco/label_*.json")}
+    labels = {path.stem[6:]: json.loads(path.read_text()) for path in samples.glob("rc_coco/label_*.json")}
     assert set(records) == set(labels)
     for key, record in records.items():
         boxes = np.array([one["bbox"] for one in labels[key]["annos"]], float)
@@ -269,20 +267,22 @@ def test_rc_coco_is_the_rich_labels_of_the_same_pictures(prepared):
         assert [item.description for item in record.scene.objects] == [one["caption"] for one in labels[key]["annos"]]
 
 
-def test_the_demo_s_layout_is_read_as_it_is():
-    published = json.loads((SAMPLES / "cc3m" / "demo_layout.json").read_text())
-    scene = read_scene(SAMPLES / "cc3m" / "demo_layout.json")
+def test_the_demo_s_layout_is_read_as_it_is(samples):
+    published = json.loads((samples / "cc3m" / "demo_layout.json").read_text())
+    scene = read_scene(samples / "cc3m" / "demo_layout.json")
     assert [item.phrase for item in scene.objects] == published["labels"]
     assert [[512 * side for side in item.box] for item in scene.objects] == published["bboxes"]
 
 
-def test_laion_sg(prepared):
-    root = SAMPLES / "laion_sg"
+def test_laion_sg(prepared, samples):
+    root = samples / "laion_sg"
     entries = {entry["img_id"]: entry for entry in json.loads((root / "train.json").read_text())}
     index, records = prepared("source=laion_sg", f"source.root={root}")
-    there = {name for name, entry in entries.items() if (root / "data" / entry["name"]).is_file()}
+    related = {name for name, entry in entries.items() if entry["relations"]}
+    there = {name for name in related if (root / "data" / entries[name]["name"]).is_file()}
     assert set(records) == there
-    assert index["left_out"]["pictures missing"] == len(entries) - len(there) == 1
+    assert index["left_out"]["pictures missing"] == len(related) - len(there) == 1
+    assert index["left_out"].get("entries without relations", 0) == len(entries) - len(related)
     for name, record in records.items():
         items = {item["item_id"]: item for item in entries[name]["items"]}
         phrases = {number: " ".join([*item["attributes"], item["label"]]) for number, item in items.items()}
@@ -295,14 +295,14 @@ def test_laion_sg(prepared):
         assert scene.frame.original == record.image.shape[:2]
     bench, few = prepared("source=laion_sg", f"source.root={root}", "source.filter=compsg_bench")
     assert set(few) == {name for name in there if len(entries[name]["relations"]) > 4}
-    assert bench["counts"]["samples"] == 6
+    assert 0 < bench["counts"]["samples"] == len(few) < len(there)
 
 
-def test_laion_sg_with_a_tokenizer(prepared):
+def test_laion_sg_with_a_tokenizer(prepared, samples):
     from transformers import CLIPTokenizer
 
-    folder = SAMPLES.parent / "golden" / "scene_graph" / "tokenizer"
-    index, records = prepared("source=laion_sg", f"source.root={SAMPLES / 'laion_sg'}", f"source.tokenizer={folder}")
+    folder = Path(__file__).parents[1] / "golden" / "scene_graph" / "tokenizer"
+    index, records = prepared("source=laion_sg", f"source.root={samples / 'laion_sg'}", f"source.tokenizer={folder}")
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     lengths = []
     for record in records.values():

@@ -1,10 +1,13 @@
 """Tiny models with random weights, of transformers' own classes, saved as they are published."""
 
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -56,6 +59,7 @@ from transformers import (
 
 from models.text import word_tokenizer
 
+GOLDEN_RAM = Path(__file__).parents[1] / "golden" / "ram"
 WORDS = "a an the red green blue circle square dog hot cat striped plain on sits ##s".split()
 
 
@@ -79,7 +83,7 @@ def grounding_dino(tmp_path_factory):
         "[SEP]",
         "[MASK]",
     )
-    vocabulary[1012], vocabulary[1029] = ".", "?"
+    vocabulary[1010], vocabulary[1012], vocabulary[1029] = ",", ".", "?"
     vocabulary += WORDS
     tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(vocabulary)})
     images = GroundingDinoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64})
@@ -288,7 +292,7 @@ def qwen_vl():
 
 
 def blip2_t5():
-    return _blip2(
+    model, processor = _blip2(
         lambda size: T5Config(
             vocab_size=size,
             d_model=16,
@@ -302,6 +306,10 @@ def blip2_t5():
             bos_token_id=1,
         )
     )
+    marks = [*processor.tokenizer.all_special_ids, model.config.image_token_index]
+    with torch.no_grad():  # as they are drawn, it says nothing else
+        model.language_model.lm_head.weight[marks] = 0
+    return model, processor
 
 
 def blip2_opt():
@@ -433,3 +441,25 @@ def clip(tmp_path_factory):
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ram(tmp_path_factory):
+    """RAM's file as it is published, with its lists beside it: the recorded weights among all else that the file holds."""
+    file = tmp_path_factory.mktemp("ram") / "ram_swin_large_14m.pth"
+    state = load_file(GOLDEN_RAM / "weights.safetensors")
+    head = "tagging_head.encoder.layer."
+    shared = {key.replace("tagging_head", "tag_encoder"): value for key, value in state.items() if key.startswith(head)}
+    captioning = {"tag_encoder.embeddings.word_embeddings.weight": torch.zeros(12, 48)}
+    captioning |= {"text_decoder.cls.predictions.bias": torch.zeros(12)}
+    derived = {
+        "visual_encoder.layers.0.blocks.1.attn_mask": torch.zeros(64, 9, 9),
+        "visual_encoder.layers.0.blocks.0.attn.relative_position_index": torch.zeros(9, 9, dtype=torch.int64),
+    }
+    optimizer = {"state": {0: {"step": 5, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+    content = {"model": {**state, **shared, **captioning, **derived}, "optimizer": optimizer, "epoch": 4}
+    torch.save({**content, "config": {"image_size": 96, "vit": "swin_l"}}, file)
+    recorded = json.loads((GOLDEN_RAM / "config.json").read_text(encoding="utf-8"))
+    (file.parent / "ram_tag_list.txt").write_text("\n".join(recorded["tag_list"]))
+    (file.parent / "ram_tag_list_threshold.txt").write_text("".join(f"{value}\n" for value in recorded["thresholds"]))
+    return str(file)

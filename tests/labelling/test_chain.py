@@ -2,8 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +12,6 @@ from datamodules.shards import ShardSet
 from preparation.checking import check_folder
 from runtime.composition import compose
 from runtime.preparation import prepare
-
-SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
-pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
 
 
 @pytest.fixture(autouse=True)
@@ -47,19 +44,36 @@ def labelling(grounding_dino, segmenter_of, describer_of):
     ]
 
 
+@pytest.fixture
+def few(samples, tmp_path):
+    """The first nine images of CC3M's sample, with what lies beside them."""
+    files = sorted((samples / "cc3m" / "cc3m-images" / "00000").iterdir())[:27]
+    (tmp_path / "few").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "few")
+    return tmp_path / "few"
+
+
 SOURCES = {
-    "sa1b": ["source=sa1b", f"source.root={SAMPLES / 'sa1b'}", "source.short_side=96", "shard_size=3"],
-    "cc3m": ["source=img2dataset", f"source.root={SAMPLES / 'cc3m'}", "source.short_side=96", "shard_size=3"],
+    "sa1b": [
+        "source=sa1b",
+        "source.root={samples}/sa1b",
+        "source.tars=sa_000000.tar",
+        "source.short_side=64",
+        "shard_size=3",
+    ],
+    "cc3m": ["source=img2dataset", "source.root={few}", "source.short_side=64", "shard_size=3"],
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, tmp_path):
+def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, samples, few, tmp_path):
     latents = ["task=latents", "backbone=tiny_sd15", "stage.pictures=true", "stage.flipped=true", "accelerator=cpu"]
 
     def chain(root):
         """Convert, latents, label, stats, each over what the one before made."""
-        steps = [("shards", SOURCES[name]), ("latents", latents), ("labelled", labelling), ("stats", ["task=stats"])]
+        source = [argument.format(samples=samples, few=few) for argument in SOURCES[name]]
+        steps = [("shards", source), ("latents", latents), ("labelled", labelling), ("stats", ["task=stats"])]
         given = [root / step for step, _ in steps]
         return [
             [*arguments, f"out={out}", *([f"shards={before}"] if before else [])]

@@ -32,7 +32,7 @@ def test_together_is_as_one_by_one(describer_of, pictures, kind):
 def test_a_model_without_words_gives_the_tag_and_is_counted(describer_of, pictures):
     part = KINDS["blip2"](describer_of("blip2"))
     vocabulary = part.model.config.text_config.vocab_size
-    part.model.generation_config.suppress_tokens = [place for place in range(vocabulary) if place != 1]
+    part.model.language_model.generation_config.suppress_tokens = [place for place in range(vocabulary) if place != 1]
     assert part(pictures, TAGS) == TAGS
     assert part.counts == {"descriptions without a word": 4}
 

@@ -117,6 +117,35 @@ def test_more_than_the_text_holds_is_asked_in_several_calls(grounding_dino, pict
     assert set(found.labels) == {long}
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "red circle. dog. hot dog."),
+        ({"final_stop": False}, "red circle. dog. hot dog"),
+        ({"separator": ","}, "red circle, dog, hot dog."),
+    ],
+)
+def test_tags_are_asked_as_each_chain_does(settings, text, grounding_dino, pictures):
+    part = GroundingDino(model=grounding_dino, box_threshold=0.0, text_threshold=0.0, nms=None, **settings)
+    tags = ["red circle", "Dog.", "hot dog"]
+    asked = []
+    tokenizer = part.model and part._processor.tokenizer
+    part._processor.tokenizer = lambda texts, **more: asked.append(texts) or tokenizer(texts, **more)
+    for name in ("convert_tokens_to_ids", "cls_token_id", "sep_token_id", "pad_token_id", "decode"):
+        setattr(part._processor.tokenizer, name, getattr(tokenizer, name))
+    (found,) = part(pictures[:1], [tags])
+    assert asked[-1] == [text]
+    assert set(found.labels) <= set(tags)
+
+
+def test_words_of_several_tags_are_joined_where_the_chain_does(grounding_dino, pictures):
+    settings = {"model": grounding_dino, "box_threshold": 0.0, "text_threshold": 0.0, "nms": None, "separator": ","}
+    (found,) = GroundingDino(labels="all_tokens", **settings)(pictures[:1], [["red circle", "dog"]])
+    assert set(found.labels) == {"red circle dog"}
+    (found,) = GroundingDino(labels="tokens", **settings)(pictures[:1], [["red circle", "dog"]])
+    assert set(found.labels) <= {"red circle", "dog"}
+
+
 def test_tokens_belong_to_the_text_they_stand_in():
     ends = frozenset({0, 101, 102, 1012})
     assert _owners([101, 7, 8, 1012, 9, 1012, 102, 0, 0], ends, 2) == [-1, 0, 0, -1, 1, -1, -1, -1, -1]
@@ -154,6 +183,8 @@ def test_settings_tell_all_without_opening_the_model():
         "nms_across": False,
         "text_threshold": 0.2,
         "labels": "tokens",
+        "separator": ".",
+        "final_stop": True,
         "short_side": 512,
     }
 

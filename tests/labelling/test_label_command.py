@@ -1,4 +1,4 @@
-"""Labelling as it is asked for on the command line: every part's file builds its class, and the published chains run."""
+"""Labelling as it is asked for on the command line: every part's file builds its class, and IGLIGEN's chain runs."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from labelling.parts import Part
 from preparation.label import Label
 from runtime.composition import CONF, compose
 from runtime.preparation import prepare
-from scenes.masks import decode
 
 GIVEN = ["shards=DIR", "out=DIR", "task=label"]
 NEEDED = {"vocabulary": ["tagger.words=[dog]"], "zero_shot": ["tagger.words=[dog]"]}
@@ -27,8 +26,8 @@ def options(group):
 @pytest.mark.parametrize(
     ("group", "option"), [*options("tagger"), *options("detector"), *options("segmenter"), *options("describer")]
 )
-def test_every_file_builds_its_part_with_its_own_settings(group, option):
-    chosen = [f"{group}={option}", *NEEDED.get(option, [])]
+def test_every_file_builds_its_part_with_its_own_settings(group, option, ram):
+    chosen = [f"{group}={option}", *NEEDED.get(option, []), *([f"tagger.model={ram}"] if option == "ram" else [])]
     cfg = compose("prepare", [*GIVEN, *chosen, *([] if group == "detector" else ["detector=grounding_dino"])])
     part = instantiate(cfg[group], _convert_="all")
     assert isinstance(part, Part)
@@ -51,8 +50,9 @@ def test_a_chain_is_put_together_from_its_groups():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_published_labelling_composes_and_builds(preset):
-    cfg = compose("prepare", [f"experiment=label/{preset}", "shards=DIR", "out=DIR"])
+def test_a_published_labelling_composes_and_builds(preset, ram):
+    files = [] if preset == "igligen" else [f"tagger.model={ram}"]
+    cfg = compose("prepare", [f"experiment=label/{preset}", "shards=DIR", "out=DIR", *files])
     assert cfg.task == "label"
     settings = instantiate(cfg.stage, _convert_="all").settings()
     expected = {
@@ -74,51 +74,6 @@ def label(preset, shards, out, *more):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_shards(Shapes(count=5, size=64), tmp_path_factory.mktemp("data") / "shapes", shard_size=3)
-
-
-def test_the_published_chains_run(shards, tmp_path, grounding_dino, segmenter_of, describer_of, capsys):
-    """RAM is not to be had without its package: the vocabulary stands in its place."""
-    words = ["tagger=vocabulary", "tagger.words=[red circle,blue square,dog]", f"detector.model={grounding_dino}"]
-    words += ["detector.box_threshold=0.05", "accelerator=cpu", "stage.min_crop=4"]
-    rich = label(
-        "rich_context",
-        shards,
-        tmp_path / "rich",
-        *words,
-        f"segmenter.model={segmenter_of('sam')}",
-        f"describer.model={describer_of('qwen_vl')}",
-        "describer.dtype=float32",
-        "describer.max_tokens=5",
-        "stage.short_side=24",
-    )
-    assert set(rich.provides) >= {"masks", "descriptions", "scores"}
-    assert len(rich) > 0
-    for number in range(len(rich)):
-        scene = rich[number].scene
-        assert scene.objects
-        for item in scene.objects:
-            assert item.phrase in ("red circle", "blue square", "dog")
-            assert item.description
-            assert item.mask is None or decode(item.mask).shape == (64, 64)
-        told = scene.provenance["labelling"]
-        assert told["detector"]["model"] == grounding_dino
-        assert told["detector"]["box_threshold"] == 0.05
-        assert set(told["versions"]) == {"scenograph", "transformers"}
-
-    gligen = label(
-        "gligen_coco",
-        shards,
-        tmp_path / "gligen",
-        *words,
-        f"describer.model={describer_of('blip2')}",
-        "describer.dtype=float32",
-        "describer.max_tokens=5",
-        "stage.memory=all",
-    )
-    assert all(
-        item.phrase == item.description for number in range(len(gligen)) for item in gligen[number].scene.objects
-    )
-    assert "scenes" in capsys.readouterr().out
 
 
 def test_igligens_chain_runs(shards, tmp_path, grounding_dino):

@@ -1,10 +1,9 @@
-"""Taggers: lists, captions, models of transformers' own classes with random weights, and RAM where it is missing."""
+"""Taggers: lists, captions, models of transformers' own classes with random weights."""
 
 import pytest
 
 from labelling.noun_phrases import noun_phrases
-from labelling.parts import PartMissing
-from labelling.taggers import CaptionTagger, ClassifierTagger, RamTagger, VocabularyTagger, ZeroShotTagger
+from labelling.taggers import CaptionTagger, ClassifierTagger, VocabularyTagger, ZeroShotTagger
 
 
 @pytest.mark.parametrize(
@@ -75,14 +74,6 @@ def test_zero_shot_names_likely_words(clip, pictures):
     assert part.settings()["words"] == words
     with pytest.raises(ValueError, match="tagger.template='photo': has no {}"):
         ZeroShotTagger(model=clip, words=words, template="photo")
-
-
-def test_ram_without_its_package_says_so(pictures):
-    part = RamTagger(model="ram.pth")
-    assert part.settings()["image_size"] == 384
-    with pytest.raises(PartMissing, match="needs its package `ram`.*install recognize-anything") as caught:
-        part(pictures, [""] * 4)
-    assert "\n" not in str(caught.value)
 
 
 def test_numbers_out_of_range_are_refused():

@@ -162,6 +162,13 @@ def test_the_judge_sees_the_lists_of_its_own_scene():
     }
 
 
+def test_lists_are_written_as_the_published_script_writes_them():
+    metric = SgIou(model=RecordedAnswers(), prompt="From {entities} by {predicates}.", lists="python")
+    asked = metric.question(picture(), scene(HOUSE[:1])).prompt
+    assert asked == "From ['house', 'water'] by ['near']."
+    assert metric.settings() != SgIou(model=RecordedAnswers(), prompt=metric.prompt).settings()
+
+
 def test_failures_are_counted_and_scenes_without_relations_are_not_asked_about():
     scenes = [scene(name=name) for name in ("right", "refused", "gone", "prose")]
     bare = Scene(id="bare", objects=[SceneObject(phrase="sky")])

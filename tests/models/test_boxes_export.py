@@ -1,11 +1,9 @@
 """Boxes adapters out of the project and back: gated folder, adapter file, pipeline folder, diffusers alone."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,15 +20,12 @@ from models.conditioning.boxes import BoxesAdapter
 from models.objectives.draws import start_latents
 from scenes import Frame, Scene, SceneBatch, SceneObject
 
-SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared"))
-GOLDEN = SHARED / "golden" / "gligen"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # numpy 2 has this against the Euler scheduler of diffusers
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no recorded GLIGEN pipelines at {GOLDEN}")
-SOURCES = ["sd15", "sdxl", pytest.param("sd", marks=needs_golden), pytest.param("xl", marks=needs_golden)]
+SOURCES = ["sd15", "sdxl", "sd", "xl"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,10 +54,10 @@ def gated_folder(root, kind):
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory, golden):
     root = tmp_path_factory.mktemp("published")
     tiny = {kind: gated_folder(root / kind, kind) for kind in ("sd15", "sdxl")}
-    return {**tiny, "sd": GOLDEN / "sd", "xl": GOLDEN / "sdxl"}
+    return {**tiny, "sd": golden / "gligen" / "sd", "xl": golden / "gligen" / "sdxl"}
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +130,11 @@ def opened(folder):
     return pipeline
 
 
-@needs_golden
 @pytest.mark.parametrize("case", range(4))
 @pytest.mark.parametrize(("name", "family"), [("sd", "sd"), ("xl", "sdxl")])
-def test_the_exported_folder_draws_what_the_published_pipelines_drew(exported, name, family, case):
-    about = json.loads((GOLDEN / "cases.json").read_text())[case]
-    tensors = load_file(GOLDEN / "outputs.safetensors")
+def test_the_exported_folder_draws_what_the_published_pipelines_drew(exported, golden, name, family, case):
+    about = json.loads((golden / "gligen" / "cases.json").read_text())[case]
+    tensors = load_file(golden / "gligen" / "outputs.safetensors")
     latents = opened(exported(name)[2])(
         prompt=about["prompt"],
         gligen_phrases=about["phrases"],

@@ -1,8 +1,6 @@
 """Boxes drawn by the sampler against diffusers' own pipelines, and against latents that the published ones gave."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +17,6 @@ from models.inpainting import as_image, kept_cells
 from models.objectives.draws import start_latents
 from models.sampling import Sampler
 from scenes import Scene, SceneBatch, SceneObject
-
-SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared"))
-GOLDEN = SHARED / "golden" / "gligen"
-CASES = json.loads((GOLDEN / "cases.json").read_text()) if GOLDEN.is_dir() else [None] * 4
 
 # diffusers' pipelines: what they read from configs, and how some schedulers turn tensors into arrays
 pytestmark = [
@@ -108,12 +102,11 @@ def referred(pipeline, one, **settings):
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("number", range(4))
-def test_recorded_latents_of_the_published_pipelines(kind, number):
-    if not GOLDEN.is_dir():
-        pytest.skip("needs ../shared/golden/gligen")
-    case, tensors = CASES[number], load_file(GOLDEN / "outputs.safetensors")
-    backbone = StableDiffusion.from_folder(GOLDEN / kind)
-    adapter = BoxesAdapter(backbone, weights=str(GOLDEN / kind), init="published").eval()
+def test_recorded_latents_of_the_published_pipelines(kind, number, golden):
+    folder = golden / "gligen"
+    case, tensors = json.loads((folder / "cases.json").read_text())[number], load_file(folder / "outputs.safetensors")
+    backbone = StableDiffusion.from_folder(folder / kind)
+    adapter = BoxesAdapter(backbone, weights=str(folder / kind), init="published").eval()
     conditioning = Conditioning({"boxes": adapter})
     conditioning.attach(backbone.unet)
     sampler = Sampler(

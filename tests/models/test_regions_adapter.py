@@ -1,7 +1,6 @@
 """Regional attention against recorded tensors of the published code and against the plain loop over regions."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -27,11 +26,6 @@ from scenes.scene import SceneError
 
 RECORDED = Path(__file__).parents[1] / "golden" / "rca"
 CASES = json.loads((RECORDED / "cases.json").read_text())
-SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "golden"
-recorded_unets = pytest.mark.skipif(
-    not (SHARED / "regional_unet_ca").is_dir(),
-    reason="recorded UNets are not here; set SCENOGRAPH_SHARED to their folder",
-)
 long_texts = pytest.mark.filterwarnings("ignore:text. .* was cut:UserWarning")
 WORDS = "a the red old small wooden dog boat table person beside holding under with ; and, tree. house water".split()
 SIZE = (12, 16)
@@ -109,9 +103,9 @@ def test_the_token_network_gives_the_recorded_tensors():
     close(found, tensors["out.text_feat"][:, :real])
 
 
-def recorded_backbone(variant):
+def recorded_backbone(golden, variant):
     """The published UNet without its regional layers, with its text encoders."""
-    folder = SHARED / f"regional_unet_{variant}" / "unet"
+    folder = golden / f"regional_unet_{variant}" / "unet"
     config = json.loads((folder / "config.json").read_text())
     added = ("attention_type", "fuser_cls", "position_net_cls")
     unet = UNet2DConditionModel.from_config(
@@ -119,9 +113,9 @@ def recorded_backbone(variant):
     )
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
     unet.load_state_dict({k: v for k, v in weights.items() if "fuser" not in k and "position_net" not in k})
-    tokenizer = CLIPTokenizer.from_pretrained(SHARED / "scene_graph" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(golden / "scene_graph" / "tokenizer")
     towers = [
-        TextTower(tokenizer, kind.from_pretrained(SHARED / "scene_graph" / name))
+        TextTower(tokenizer, kind.from_pretrained(golden / "scene_graph" / name))
         for name, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
     ]
     vae = AutoencoderKL(
@@ -135,12 +129,11 @@ def recorded_backbone(variant):
     return backbone
 
 
-@recorded_unets
 @torch.no_grad()
 @variants
-def test_the_unet_gives_the_recorded_noise(variant):
-    folder = SHARED / f"regional_unet_{variant}"
-    backbone = recorded_backbone(variant)
+def test_the_unet_gives_the_recorded_noise(variant, golden):
+    folder = golden / f"regional_unet_{variant}"
+    backbone = recorded_backbone(golden, variant)
     adapter = RegionsAdapter(backbone, variant=variant, rasterise="published", weights=str(folder))
     outputs = load_file(folder / "outputs.safetensors")
     attach(backbone.unet, {"regions": adapter.slot_modules()})

@@ -1,7 +1,6 @@
 """Sources become shards piece by piece: spans tile a source, and a folder is the same however it came about."""
 
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from preparation.conversion import convert_source
 from runtime.composition import compose
 from runtime.ranks import Ranks
 from scenes.scene import Scene
-
-SAMPLES = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples"
 
 
 class Plain(Source):
@@ -196,26 +193,26 @@ def test_a_shard_has_no_more_bytes_than_asked_for(tmp_path):
     assert check_shards(tmp_path / "small").ok
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no published samples in {SAMPLES}")
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["source=coco", f"source.root={SAMPLES / 'coco'}", "source.filter=lama"],
+        ["source=coco", "source.root={samples}/coco", "source.filter=lama"],
         [
             "source=sa1b",
-            f"source.root={SAMPLES / 'sa1b'}",
-            f"source.boxes={SAMPLES / 'igligen' / 'boxes_without_size'}",
+            "source.root={samples}/sa1b",
+            "source.boxes={samples}/igligen/boxes_without_size",
         ],
-        ["source=igligen", f"source.root={SAMPLES / 'igligen' / 'sdxl-512'}"],
-        ["source=rich_context", f"source.root={SAMPLES / 'cc3m'}"],
-        ["source=laion_sg", f"source.root={SAMPLES / 'laion_sg'}"],
+        ["source=igligen", "source.root={samples}/igligen/sdxl-512"],
+        ["source=rich_context", "source.root={samples}/cc3m"],
+        ["source=laion_sg", "source.root={samples}/laion_sg"],
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_published_samples_have_the_same_scenes_in_spans(arguments):
+def test_published_samples_have_the_same_scenes_in_spans(arguments, samples):
     from hydra.utils import instantiate
 
-    source = instantiate(compose("prepare", [*arguments, "out=out"]).source, _convert_="all")
+    settings = [argument.format(samples=samples) for argument in arguments]
+    source = instantiate(compose("prepare", [*settings, "out=out"]).source, _convert_="all")
     whole = [(scene, np.asarray(getattr(content, "data", content)).tobytes()) for scene, content in source]
     account = source.left_out
     ends = source.positions()
@@ -231,12 +228,10 @@ def test_published_samples_have_the_same_scenes_in_spans(arguments):
     assert [*total.notes, *source.report(total)] == account.notes
 
 
-def test_a_tar_that_ends_too_early_is_told_once(tmp_path):
-    if not SAMPLES.is_dir():
-        pytest.skip(f"no published samples in {SAMPLES}")
+def test_a_tar_that_ends_too_early_is_told_once(tmp_path, samples):
     from datamodules.sources.sa1b import Sa1b
 
-    given = sorted((SAMPLES / "sa1b").glob("*.tar"))[0]
+    given = sorted((samples / "sa1b").glob("*.tar"))[0]
     (tmp_path / given.name).write_bytes(given.read_bytes()[: given.stat().st_size // 2])
     with tarfile.open(given) as tar:
         keys = sorted({Path(name).stem for name in tar.getnames()})

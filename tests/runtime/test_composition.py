@@ -155,6 +155,25 @@ def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(tmp_path: Path, c
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optimizer.learning_rate=nan",
+        "optimizer.betas=[0.9,inf]",
+        "ema.decay=nan",
+        "sampler.guidance=-inf",
+        "data.cache_bytes=inf",
+        "conditioning.regions.attention_weight_scale=nan",
+        "conditioning.regions.width=-3",
+        "callback.pictures.scenes=-1",
+    ],
+)
+def test_numbers_that_are_none_or_negative_are_refused_by_name(setting: str) -> None:
+    key, value = setting.split("=")
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}.*{re.escape(value.strip('[]').split(',')[-1])}"):
+        compose("train", [setting])
+
+
 def test_an_incomplete_configuration_can_be_shown() -> None:
     compose("evaluate", complete=False)
     with pytest.raises(ValueError, match="run, weights, images: none given"):

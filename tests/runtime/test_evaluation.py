@@ -8,8 +8,10 @@ import time
 import pytest
 from PIL import Image
 
+from labelling.vision_language import RecordedAnswers
+from metrics.sg_iou import SgIou
 from runtime.composition import compose
-from runtime.evaluation import evaluate, open_split
+from runtime.evaluation import Arm, _measured_arms, evaluate, open_split
 from runtime.run_directory import load_run_config
 
 SCENES = ("protocol.scenes=3", "protocol.make.source.count=4")
@@ -123,3 +125,11 @@ def test_other_loggers_are_refused():
 def test_given_pictures_are_not_refined(evaluated, tmp_path):
     with pytest.raises(ValueError, match="^refiner: images=real are scored as they are"):
         evaluated("images=real", "refiner=sdxl", f"out={tmp_path}")
+
+
+@pytest.mark.parametrize(("bounds", "measured"), [(False, ["with_scene"]), (True, ["with_scene", "ceiling", "floor"])])
+def test_a_judge_sees_real_images_only_where_it_is_told_to(bounds, measured, tmp_path):
+    arms = {name: Arm(name=name, sets=(), rows=tmp_path) for name in ("with_scene", "ceiling", "floor")}
+    metric = SgIou(model=RecordedAnswers(), prompt="{entities}{predicates}", bounds=bounds)
+    assert [arm.name for arm in _measured_arms(metric, arms, list(arms))] == measured
+    assert [arm.name for arm in _measured_arms(metric, {"real": arms["ceiling"]}, ["with_scene"])] == ["ceiling"]

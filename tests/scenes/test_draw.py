@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scenes import draw
 from scenes.draw import SMALLEST, colour_of, draw_boxes, draw_graph, grid
 from scenes.graph import relations_from_boxes
 from scenes.scene import Relation, Scene, SceneObject
@@ -124,3 +125,15 @@ def test_grids_that_do_not_fit_are_refused():
         grid([])
     with pytest.raises(ValueError, match="1 for 2 columns"):
         grid([[grey(4, 4), grey(4, 4)]], titles=["one"])
+
+
+def test_of_more_objects_than_are_legible_the_boxes_are_drawn_and_the_others_counted(monkeypatch):
+    boxes = [(0.01 * i, 0.01 * j, 0.01 * i + 0.009, 0.01 * j + 0.009) for i in range(90) for j in range(60)]
+    many = Scene(id="many", objects=tuple(SceneObject(phrase=f"thing {n}", box=box) for n, box in enumerate(boxes)))
+    written = []
+    monkeypatch.setattr(draw, "_centred", lambda _, text, *__: written.append(text))
+    drawn = np.asarray(draw_boxes(Image.new("RGB", (512, 512), "white"), many))
+    assert len(written) == draw.LEGIBLE
+    assert (drawn.reshape(-1, 3).min(1) < 200).mean() > 0.2  # boxes without a phrase too
+    draw_graph(many)
+    assert len(written) == 2 * draw.LEGIBLE

@@ -1,15 +1,10 @@
 """The published filters, applied to scenes made for their edges; sources read by them agree."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from datamodules.sources.coco import Coco
 from scenes.filters import FILTERS
 from scenes.scene import Relation, Scene, SceneObject
-
-SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared")) / "samples" / "coco"
 
 
 def thing(area=0.04, label="dog", crowd=False):
@@ -58,12 +53,12 @@ def test_publishers_numbers():
     assert FILTERS["creatilayout"].scenes == {"train2017": 61002, "val2017": 2565}
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="COCO's sample is not here; set SCENOGRAPH_SHARED to its folder")
 @pytest.mark.parametrize("name", list(FILTERS))
-def test_a_source_read_by_a_filter_gives_what_the_filter_gives_of_all(name):
+def test_a_source_read_by_a_filter_gives_what_the_filter_gives_of_all(name, samples):
+    root = str(samples / "coco")
     rule = FILTERS[name]
-    read = {one.id: one for one, _ in Coco(root=str(SHARED), split="train2017", filter=name)}
-    whole = [one for one, _ in Coco(root=str(SHARED), split="train2017", stuff=rule.stuff, crowd=True)]
+    read = {one.id: one for one, _ in Coco(root=root, split="train2017", filter=name)}
+    whole = [one for one, _ in Coco(root=root, split="train2017", stuff=rule.stuff, crowd=True)]
     kept = {one.id: left for one in whole if (left := rule(one)) is not None}
     assert 0 < len(kept) <= len(whole)
     assert {key: [o.box for o in one.objects] for key, one in kept.items()} == {

@@ -1,9 +1,7 @@
 """Covered cells and disjoint regions: they tile the grid, equal a loop, and equal the published partition."""
 
 import json
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from safetensors.torch import load_file
 from scenes.boxes import normalise
 from scenes.regions import cover, disjoint_regions
 
-SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared"))
 SIZES = [(1, 1), (3, 5), (17, 8), (32, 48)]
 
 
@@ -150,18 +147,10 @@ def test_bad_grids_are_refused():
         cover(torch.zeros(1, 4), torch.ones(1, dtype=torch.bool), height=3, width=4, rasterise="rough")
 
 
-def published_cases() -> list[dict]:
-    path = SHARED / "golden" / "rca" / "cases.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-@pytest.mark.skipif(
-    not published_cases(), reason="recorded regions are not here; set SCENOGRAPH_SHARED to their folder"
-)
-@pytest.mark.parametrize("place", range(max(len(published_cases()), 1)))
-def test_the_published_partition(place):
-    case = published_cases()[place]
-    tensors = load_file(SHARED / "golden" / "rca" / case["file"])
+@pytest.mark.parametrize("place", range(5))
+def test_the_published_partition(place, golden):
+    case = json.loads((golden / "rca" / "cases.json").read_text())[place]
+    tensors = load_file(golden / "rca" / case["file"])
     size = case["height"], case["width"]
     boxes = normalise(tensors["layout.boxes_xyxy_px"].float(), size)
     valid = torch.ones(len(boxes), dtype=torch.bool)

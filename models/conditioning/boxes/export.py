@@ -19,6 +19,7 @@ from models.backbones.base import Backbone, config_of
 from models.backbones.stable_diffusion import TOWERS, StableDiffusion
 from models.conditioning.boxes import boxes_pipeline
 from models.conditioning.boxes.boxes_pipeline import BoxesPipeline
+from scenes.json_form import parse_json
 
 if TYPE_CHECKING:
     from models.conditioning.boxes.adapter import BoxesAdapter
@@ -93,6 +94,6 @@ def _name_pipeline(folder: Path) -> None:
     source = Path(boxes_pipeline.__file__)
     shutil.copyfile(source, folder / source.name)
     index = folder / "model_index.json"
-    content = json.loads(index.read_text(encoding="utf-8"))
+    content = parse_json(index.read_text(encoding="utf-8"))
     content["_class_name"] = [source.stem, BoxesPipeline.__name__]
     index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

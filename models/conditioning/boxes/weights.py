@@ -6,7 +6,6 @@ Adapter files are read and written in `models.conditioning.adapter_file`, whole 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from models.conditioning.adapter_file import load_weights, read_tensors
+from scenes.json_form import parse_json
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
@@ -113,7 +113,7 @@ def _files(path: str, what: str) -> list[Path]:
             ) from error
     folder = where / "unet" if (where / "unet").is_dir() else where
     config: dict[str, Any] = (
-        json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        parse_json((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
     )
     if config.get("attention_type", "gated") != "gated":
         raise ValueError(f"{what} has attention_type={config['attention_type']!r}; give a UNet with gated")

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from models.conditioning.adapter_file import SUFFIX, read_tensors
+from models.conditioning.adapter_file import SUFFIX, load_pickled, read_tensors
+from scenes.json_form import parse_json
 
 if TYPE_CHECKING:
     from models.conditioning.regions.adapter import RegionsAdapter
@@ -75,7 +75,7 @@ def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
     file = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config: dict[str, Any] = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: {file.name} is no JSON ({error}); fetch it again") from error
     names = {key: str(config.get(key, "")).rsplit(".", 1)[-1] for key in ("fuser_cls", "position_net_cls")}
@@ -97,11 +97,7 @@ def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
 
 def _of_checkpoint(file: Path, what: str) -> dict[str, Tensor]:
     """The tensors of the UNet in a checkpoint of the published training, or of the file that its script took out of one."""
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{what}: cannot be read ({reason}); save its tensors alone, as safetensors") from error
+    loaded = load_pickled(file, what)
     for name in WRAPPED:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]

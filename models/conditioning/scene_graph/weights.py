@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.conditioning.adapter_file import load_pickled
+
 TENSORS = "state_dict"
 WRAPPED = "module."  # what distributed training may put before every name
 
@@ -32,11 +34,7 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
     what, file = f"conditioning.scene_graph.weights: {path}", Path(path)
     if not file.is_file():
         raise ValueError(f"{what} is no file; give an adapter file, or a checkpoint of the published training")
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds, among them those of pickles that it refuses
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{what}: cannot be read ({reason}); fetch it again") from error
+    loaded = load_pickled(file, what)
     tensors = loaded.get(TENSORS) if isinstance(loaded, dict) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{what} holds no tensors under {TENSORS}; give a checkpoint of the published training")

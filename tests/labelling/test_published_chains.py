@@ -1,0 +1,184 @@
+"""The published labellings by the commands of their headers, from the download to the published label files.
+
+Every model is one of the published class and file form at tiny size with random weights: what is said means nothing, but all
+of it is made, stored and exported as the published code's is. Nothing else than models and sizes is changed.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from datamodules.shards import ShardSet, check_shards
+from datamodules.sources.gligen_coco import GligenCoco
+from datamodules.sources.rich_context import RichContext
+from models.text import word_tokenizer
+from runtime.composition import CONF, compose
+from runtime.preparation import prepare
+from scenes.masks import decode
+from tests.documents import words_of
+
+WORDS = "a an the red green blue circle square dog hot cat striped plain on sits".split()
+SIDE = 320
+SIZES = [(320, 320), (240, 320), (320, 200)]  # (height, width)
+
+
+def run(*arguments):
+    prepare(compose("prepare", [*map(str, arguments), "accelerator=cpu"]))
+
+
+def labelled(preset, shards, out, models):
+    """The shards that the command in the header of a preset makes."""
+    header = (CONF / "experiment" / "label" / f"{preset}.yaml").read_text(encoding="utf-8")
+    (command,) = [line for line in header.splitlines() if line.startswith("#   command")]
+    program, script, *arguments = words_of(command.removeprefix("#   command"))
+    assert (program, script) == ("python", "prepare.py")
+    given = {"shards=DIR": f"shards={shards}", "out=DIR": f"out={out}", "tagger.model=ram_swin_large_14m.pth": None}
+    assert set(given) <= set(arguments)
+    run(*[given.get(word, word) for word in arguments if given.get(word, word)], *models)
+    assert check_shards(out).ok
+    made = ShardSet(out)
+    return made, [made[number].scene for number in range(len(made))]
+
+
+def drawn():
+    draw = np.random.default_rng(3)
+    return [
+        np.asarray(Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1])) for size in SIZES
+    ]
+
+
+def jpeg(pixels):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=95)
+    return data.getvalue()
+
+
+@pytest.fixture
+def cc3m(tmp_path):
+    """img2dataset's tree: images in their white border, with records."""
+    folder = tmp_path / "cc3m" / "00000"
+    folder.mkdir(parents=True)
+    for number, (pixels, (height, width)) in enumerate(zip(drawn(), SIZES, strict=True)):
+        top, left = (SIDE - height) // 2, (SIDE - width) // 2
+        padded = np.full((SIDE, SIDE, 3), 255, np.uint8)
+        padded[top : top + height, left : left + width] = pixels
+        (folder / f"00000000{number}.jpg").write_bytes(jpeg(padded))
+        record = {"key": f"00000000{number}", "caption": f"image {number}"}
+        record |= {"original_height": height, "original_width": width}
+        (folder / f"00000000{number}.json").write_text(json.dumps(record))
+    return folder.parent
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """COCO's folders: images with two captions each and one box in all."""
+    root = tmp_path / "coco"
+    (root / "train2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images, captions = [], []
+    for number, (pixels, (height, width)) in enumerate(zip(drawn(), SIZES, strict=True)):
+        name = f"{number:012}.jpg"
+        (root / "train2017" / name).write_bytes(jpeg(pixels))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        captions += [{"image_id": number, "caption": f"image {number}, {word}"} for word in ("again", "anew")]
+    thing = {"id": 1, "image_id": 0, "category_id": 18, "bbox": [5, 6, 40, 30], "iscrowd": 0}
+    instances = {"images": images, "annotations": [thing], "categories": [{"id": 18, "name": "dog"}]}
+    for kind, content in {"instances": instances, "captions": {"annotations": captions}}.items():
+        (root / "annotations" / f"{kind}_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def clip_text(tmp_path):
+    """A folder with CLIP's text encoder."""
+    tokenizer = word_tokenizer([*WORDS, "photo", "of"], max_length=77)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    CLIPTextModel(config).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def tags_of(ram):
+    return set(Path(ram).with_name("ram_tag_list.txt").read_text(encoding="utf-8").splitlines())
+
+
+def test_rich_context_from_img2dataset_to_its_label_files(
+    cc3m, tmp_path, ram, grounding_dino, segmenter_of, describer_of
+):
+    run("source=img2dataset", f"source.root={cc3m}", f"out={tmp_path / 'plain'}")
+    models = [f"tagger.model={ram}", f"detector.model={grounding_dino}", f"segmenter.model={segmenter_of('sam')}"]
+    models += [f"describer.model={describer_of('qwen_vl')}", "describer.dtype=float32", "describer.max_tokens=5"]
+    made, scenes = labelled("rich_context", tmp_path / "plain", tmp_path / "labelled", models)
+    assert made.provides >= {"image", "caption", "boxes", "phrases", "scores", "masks", "descriptions"}
+    assert scenes
+    words = {word for tag in tags_of(ram) for word in tag.split()}
+    for scene in scenes:
+        used = scene.provenance["labelling"]
+        assert set(used["versions"]) == {"scenograph", "transformers"}
+        used = used["tagger"]
+        assert (used["part"], used["model"], used["interpolation"]) == ("RamTagger", ram, "bicubic")
+        assert scene.objects
+        for item in scene.objects:
+            assert item.phrase == item.label
+            assert set(item.phrase.split()) <= words
+            assert item.description
+            assert item.score > 0.25
+            assert item.mask is None or decode(item.mask).shape == scene.frame.target
+    assert any(item.description != item.label for scene in scenes for item in scene.objects)
+    run("task=export", f"shards={tmp_path / 'labelled'}", f"out={tmp_path / 'published'}")
+    labels = sorted((tmp_path / "published").rglob("label_*.json"))
+    assert len(labels) == len(scenes)
+    for file in labels:
+        content = json.loads(file.read_text())
+        assert set(content) == {"caption", "file_name", "is_det", "dataset_name", "data_id", "annos"}
+        for note in content["annos"]:
+            assert {"bbox", "mask", "pred_score", "category_name", "caption"} <= set(note)
+            assert set(note["category_name"].split()) <= words
+    read = {scene.id: scene for scene, _ in RichContext(root=str(tmp_path / "published"), border=False, masks=True)}
+    for scene in scenes:
+        assert [item.phrase for item in read[scene.id].objects] == [item.phrase for item in scene.objects]
+        assert [item.description for item in read[scene.id].objects] == [item.description for item in scene.objects]
+
+
+def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, grounding_dino, describer_of, clip_text):
+    run("source=coco", f"source.root={coco}", f"out={tmp_path / 'plain'}")
+    models = [f"tagger.model={ram}", f"detector.model={grounding_dino}", f"describer.model={describer_of('blip2')}"]
+    models += ["describer.dtype=float32"]
+    made, scenes = labelled("gligen_coco", tmp_path / "plain", tmp_path / "labelled", models)
+    assert made.provides >= {"image", "caption", "boxes", "phrases", "scores", "descriptions"}
+    assert scenes
+    for scene in scenes:
+        assert scene.provenance["labelling"]["tagger"]["interpolation"] == "bilinear"
+        assert scene.objects
+        for item in scene.objects:
+            assert item.label in tags_of(ram)
+            assert item.phrase == item.description
+    assert any(item.phrase != item.label for scene in scenes for item in scene.objects)
+    features = ["export.form=gligen_coco", f"export.text_encoder={clip_text}"]
+    run("task=export", f"shards={tmp_path / 'labelled'}", f"out={tmp_path / 'published'}", *features)
+    entries = torch.load(tmp_path / "published" / "coco_train2017.pth", weights_only=True)
+    assert len(entries) == len(scenes)
+    for entry in entries:
+        assert {"file_path", "captions", "annos"} <= set(entry)
+        assert entry["captions"] == [f"image {int(entry['file_path'][:12])}, {word}" for word in ("again", "anew")]
+        for note in entry["annos"]:
+            assert set(note) >= {"caption", "bbox", "text_embeddings_before_projection"}
+            assert note["text_embeddings_before_projection"].shape == (8,)
+    read = {scene.id: scene for scene, _ in GligenCoco(root=str(tmp_path / "published"))}
+    for scene in scenes:
+        assert [item.phrase for item in read[scene.id].objects] == [item.phrase for item in scene.objects]
