@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -19,8 +20,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import Buffer
 
+from callbacks.observer import PassedOver
 from callbacks.signals import SIGNALS
 
 BEST = "best.json"
@@ -42,9 +45,10 @@ class Stopped(Exception):
 class Checkpoint(pl.Callback):
     """Saves every so many optimizer steps and minutes, when a run has to stop, and at its end; keeps the newest and the best.
 
-    A step's checkpoint is written when the next one begins, so that the step's figures are logged and its validation and
-    pictures done before: a kill in between loses none of them. Whether one is due by the clock, or asked for by a signal to
-    any rank, the ranks find out together once for each optimizer step, in four numbers.
+    A step's checkpoint is written when its figures are logged, before its validation, or when the next step begins; images and
+    scores come after it. So nothing of these can cost training, and since a run that goes on begins with the validation, images
+    and scores that are due at its step, a kill in between loses none of them, but at the very last step. Whether a
+    checkpoint is due by the clock, or asked for by a signal to any rank, the ranks find out together.
 
     Args:
         folder: where `step=<step>.ckpt` go.
@@ -52,8 +56,9 @@ class Checkpoint(pl.Callback):
         keep: how many stay.
         minutes: between checkpoints, by rank 0's clock; None: only steps count.
         hours: after which the run saves and stops; None: never. Counted from when this object is made.
-        best: a figure by which the best checkpoint is kept beside the newest, such as layout/layout_iou; one is then written at
-            each step that is better than all before. Of a name that ends in "loss" the lowest is best, else the highest.
+        best: a figure by which `KeepBest` has the best checkpoint kept beside the newest, such as layout/layout_iou; one is
+            then written at each step that is better than all before. Of a name that ends in "loss" the lowest is best, else the
+            highest.
     """
 
     def __init__(
@@ -72,10 +77,12 @@ class Checkpoint(pl.Callback):
         self._saved_step = self._seen_step = -1
         self._last: dict[str, Any] | None = None
         self._measured: Any = None
+        self._has_validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The checkpoint that a run goes on from need not be written again; signals are heard here, not by Lightning."""
         self._saved_step = self._seen_step = trainer.global_step
+        self._last = None
         self._saved_at = time.monotonic()
         SIGNALS.listen()
 
@@ -86,14 +93,17 @@ class Checkpoint(pl.Callback):
         step = trainer.global_step
         if step == self._seen_step:
             return
-        asked, late, due, better = self._agreed(trainer)
-        if asked or late or due or better or step % self.every == 0:
-            self._write(trainer, self._dump(trainer), better=better)
+        asked, late = self._save_due(trainer)
         self._seen_step = step
         if asked or late:
             for logger in trainer.loggers:
                 logger.finalize("success")  # the attempt ends in order; Lightning would call it failed
             raise Stopped(step, signal.Signals(asked) if asked else None)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves what is due before the step is validated."""
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            self._save_due(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,41 +113,54 @@ class Checkpoint(pl.Callback):
             self._last = self._dump(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes it after the last validation."""
+        """Writes it where there was no validation after it."""
         if self._last is not None:
-            *_, better = self._agreed(trainer)
-            self._write(trainer, self._last, better=better)
-            self._last = None
+            self._write(trainer, self._last)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses a figure to keep the best by that nothing has logged by now."""
-        if self.best is None or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if self.best not in (have := trainer.callback_metrics):
+        """There are figures to keep the best by from now on."""
+        self._has_validated = not trainer.sanity_checking
+
+    def keep_best(self, trainer: pl.Trainer, *, may_be_missing: bool) -> None:
+        """Keeps the checkpoint of the step that has just been measured, if it is the best; all ranks call it.
+
+        Args:
+            trainer: its figures are looked at.
+            may_be_missing: the figure need not be there, since what would have logged it has failed.
+
+        Raises:
+            ValueError: nothing has logged the figure by now.
+        """
+        if self._has_validated and self.best not in (have := trainer.callback_metrics) and not may_be_missing:
             names = ", ".join(sorted(name for name in have if name.startswith(("layout/", "validation/"))))
             raise ValueError(
                 f"trainer.keep_best={self.best}: no such figure is logged (have: {names}); name one of them"
             )
+        (better,) = _largest(trainer, [trainer.is_global_zero and self._is_best(trainer)])
+        if better:
+            self._write(trainer, self._last or self._dump(trainer), better=True)
 
-    def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool, bool, bool]:
-        """On every rank the same: the signal that any has had (0: none); by rank 0, are hours up, are minutes, is it best."""
-        now, asked = time.monotonic(), SIGNALS.received or 0
-        flags = [int(asked), 0, 0, 0]
+    def _save_due(self, trainer: pl.Trainer) -> tuple[int, bool]:
+        """Saves if this step is due and not saved; which signal has come and whether time is up, on every rank the same."""
+        step = trainer.global_step
+        asked, late, due = self._agreed(trainer)
+        if step != self._saved_step and (asked or late or due or step % self.every == 0 or step == trainer.max_steps):
+            self._write(trainer, self._last or self._dump(trainer))
+        return asked, late
+
+    def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool, bool]:
+        """On every rank the same: the signal that any has had (0: none); by rank 0, are hours up, are minutes."""
+        now, flags = time.monotonic(), [int(SIGNALS.received or 0), 0, 0]
         if trainer.is_global_zero:
             flags[1] = self.hours is not None and now - self._began >= self.hours * 3600
             flags[2] = self.minutes is not None and now - self._saved_at >= self.minutes * 60
-            flags[3] = self._is_best(trainer)
-        if trainer.world_size > 1:
-            on_gpu = dist.get_backend() == "nccl"
-            shared = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device if on_gpu else "cpu")
-            dist.all_reduce(shared, dist.ReduceOp.MAX)
-            flags = shared.tolist()
-        return int(flags[0]), bool(flags[1]), bool(flags[2]), bool(flags[3])
+        asked, late, due = _largest(trainer, flags)
+        return asked, bool(late), bool(due)
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
         """Whether the figure was measured anew at this step, and is better than all before."""
         value = trainer.callback_metrics.get(self.best) if self.best is not None else None
-        if value is None or value is self._measured:
+        if value is None or value is self._measured or math.isnan(float(value)):
             return False
         self._measured = value
         step, best = self._best()
@@ -153,15 +176,16 @@ class Checkpoint(pl.Callback):
     def _dump(self, trainer: pl.Trainer) -> dict[str, Any]:
         return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
-    def _write(self, trainer: pl.Trainer, checkpoint: dict[str, Any], *, better: bool) -> None:
-        """Writes on rank 0; the others wait, and end with it where it fails."""
+    def _write(self, trainer: pl.Trainer, checkpoint: dict[str, Any], *, better: bool = False) -> None:
+        """Writes on rank 0, unless it is there; the others wait, and end with it where it fails."""
         step = trainer.global_step
         path = self.folder / f"step={step}.ckpt"
         error: OSError | None = None
         if trainer.is_global_zero:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write_beside(path, checkpoint)
+                if step != self._saved_step:
+                    _write_beside(path, checkpoint)
                 self._tidy(step, better=better)
             except OSError as full:  # disk full: the checkpoints before this one stay whole
                 what = f"{full.strerror or full}; nothing was left behind: make room and give the same command again"
@@ -184,6 +208,45 @@ class Checkpoint(pl.Callback):
         for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
             if _step(old) != best:
                 old.unlink()
+
+
+class KeepBest(pl.Callback):
+    """Has the best checkpoint kept, when everything is measured: it comes after all that measures.
+
+    Args:
+        checkpoint: what saves.
+        passed_over: what has failed to measure.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, passed_over: PassedOver) -> None:
+        self.checkpoint, self.passed_over = checkpoint, passed_over
+        self._seen = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The step that a run goes on from may have been measured without being kept."""
+        self._seen = -1
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at what the steps before this batch have come to."""
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self.checkpoint.keep_best(trainer, may_be_missing=bool(self.passed_over.counts))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same after the last step."""
+        self.checkpoint.keep_best(trainer, may_be_missing=bool(self.passed_over.counts))
+
+
+def _largest(trainer: pl.Trainer, flags: list[Any]) -> list[int]:
+    """Of each flag the largest of any rank, on every rank."""
+    if trainer.world_size == 1:
+        return [int(flag) for flag in flags]
+    on_gpu = dist.get_backend() == "nccl"
+    shared = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device if on_gpu else "cpu")
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return shared.tolist()
 
 
 class _Sink(io.FileIO):

@@ -7,8 +7,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from callbacks.observer import Observer
 
-class Gates(pl.Callback):
+
+class Gates(Observer):
     """Logs `gates/<adapter>/<name>`, `left_out/<adapter>/<name>` and `gradient_norm` every so many optimizer steps.
 
     Args:

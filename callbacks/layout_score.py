@@ -7,12 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from callbacks.observer import HeldOutObserver
 from callbacks.sharing import shared
 from metrics.base import Metric
 from models.sampling import to_uint8
 
 
-class LayoutScore(pl.Callback):
+class LayoutScore(HeldOutObserver):
     """Draws held-out scenes every so many steps, from the averaged weights, and logs what a metric says of them.
 
     All ranks draw and measure, each its share, and the values are those of one process.
@@ -26,20 +27,17 @@ class LayoutScore(pl.Callback):
     """
 
     def __init__(self, *, metric: Metric, every: int, scenes: int = 32, seed: int = 0, at_once: int = 8) -> None:
-        self.metric, self.every, self.scenes, self.seed, self.at_once = metric, every, scenes, seed, at_once
+        super().__init__(every=every)
+        self.metric, self.scenes, self.seed, self.at_once = metric, scenes, seed, at_once
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Scores on the steps that are due."""
-        step = trainer.global_step
-        if step % self.every or trainer.fit_loop.epoch_loop._should_accumulate():
-            return
+    def observe(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+        """Draws, scores and logs."""
 
         def measured(held_out: Any) -> list[Any]:
             drawn = pl_module.sample(held_out.scenes, seed=self.seed)
             return self.metric.measure(list(to_uint8(drawn)), list(held_out.scenes))
 
-        with pl_module.averaged(), torch.no_grad():
-            rows = shared(trainer, pl_module, measured, scenes=self.scenes, at_once=self.at_once)
+        rows = shared(trainer, pl_module, measured, scenes=self.scenes, at_once=self.at_once)
         values = {f"layout/{name}": value.mean for name, value in self.metric.compute(rows).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from callbacks.observer import HeldOutObserver
 from callbacks.sharing import shared
 from models.sampling import to_uint8
 from scenes import Scene
 from scenes.draw import draw_boxes, grid
 
 
-class Pictures(pl.Callback):
+class Pictures(HeldOutObserver):
     """Draws the same held-out scenes every so many steps, from the averaged weights; all ranks draw, each its share.
 
     Args:
@@ -29,22 +30,18 @@ class Pictures(pl.Callback):
     """
 
     def __init__(self, *, folder: str, every: int, scenes: int = 6, seed: int = 0, at_once: int = 2) -> None:
-        self.folder, self.every, self.scenes, self.seed = Path(folder), every, scenes, seed
-        self.at_once = at_once
+        super().__init__(every=every)
+        self.folder, self.scenes, self.seed, self.at_once = Path(folder), scenes, seed, at_once
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draws on the steps that are due."""
-        step = trainer.global_step
-        if step % self.every or trainer.fit_loop.epoch_loop._should_accumulate():
-            return
-        with pl_module.averaged(), torch.no_grad():
-            rows = shared(
-                trainer,
-                pl_module,
-                lambda held_out: self._drawn(pl_module, held_out),
-                scenes=self.scenes,
-                at_once=self.at_once,
-            )
+    def observe(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+        """Draws, and writes the sheet."""
+        rows = shared(
+            trainer,
+            pl_module,
+            lambda held_out: self._drawn(pl_module, held_out),
+            scenes=self.scenes,
+            at_once=self.at_once,
+        )
         if trainer.is_global_zero:
             self._keep(trainer, _sheet(rows), step)
 

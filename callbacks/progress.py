@@ -8,8 +8,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from callbacks.observer import Observer
 
-class Progress(TQDMProgressBar):
+
+class Progress(TQDMProgressBar, Observer):
     """Shows loss, samples/s and data wait, and logs the last two.
 
     Args:

@@ -1,6 +1,6 @@
-"""Work on held-out scenes that the ranks share: none waits for another that draws alone.
+"""Work on held-out scenes that the ranks share: none waits for another that draws alone, or that has failed.
 
-Scenes are cut into parts that do not depend on the number of ranks, because in the last digit a picture depends on those that
+Scenes are cut into parts that do not depend on the number of ranks, because in the last digit an image depends on those that
 it is drawn with. So what comes out is the same on any number of ranks.
 """
 
@@ -12,11 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed
 
+from callbacks.observer import RankFailed, described
+
 
 def shared(
-    trainer: pl.Trainer, module: pl.LightningModule, work: Callable[[Any], list[Any]], *, scenes: int, at_once: int
+    trainer: pl.Trainer, module: Any, work: Callable[[Any], list[Any]], *, scenes: int, at_once: int
 ) -> list[Any]:
-    """What `work` makes of the first held-out scenes; every rank calls it.
+    """What `work` makes of the first held-out scenes, with the averaged weights and no gradients; every rank calls it.
 
     Args:
         trainer: its data module has `held_out` and `validation_set`.
@@ -27,20 +29,40 @@ def shared(
 
     Returns:
         The same on every rank, in the order of the scenes.
+
+    Raises:
+        RankFailed: a rank of several could not do its part; on all of them.
     """
     data, rank, ranks = trainer.datamodule, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
     scenes = min(scenes, len(data.validation_set))
     firsts = range(0, scenes, at_once)
+
+    def part(first: int) -> list[Any]:
+        return work(data.held_out(min(at_once, scenes - first), first=first).to(module.device))
+
+    if ranks == 1:
+        with module.averaged(), torch.no_grad():
+            return [item for first in firsts for item in part(first)]
     made: dict[int, list[Any]] = {}
-    for turn in range(0, len(firsts), ranks):
-        # A rank with nothing left does the last part too: where weights are sharded, all have to go through the model.
-        first = firsts[min(turn + rank, len(firsts) - 1)]
-        done = work(data.held_out(min(at_once, scenes - first), first=first).to(module.device))
-        if turn + rank < len(firsts):
-            made[first] = done
-    parts = [made]
-    if ranks > 1:
-        parts = [{} for _ in range(ranks)]
-        torch.distributed.all_gather_object(parts, made)
-    everything = {first: done for part in parts for first, done in part.items()}
+    fault = None
+    try:
+        with module.averaged(), torch.no_grad():
+            for turn in range(0, len(firsts), ranks):
+                # A rank with nothing left does the last part too, and one that has failed its next: where weights are
+                # sharded, all have to go through the model.
+                first = firsts[min(turn + rank, len(firsts) - 1)]
+                try:
+                    done = part(first)
+                except Exception as error:
+                    fault = fault or described(error)
+                    continue
+                if turn + rank < len(firsts):
+                    made[first] = done
+    except Exception as error:
+        fault = fault or described(error)
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(parts, (made, fault))
+    if faults := [f"rank {number}: {fault}" for number, (_, fault) in enumerate(parts) if fault is not None]:
+        raise RankFailed(faults[0])
+    everything = {first: done for made, _ in parts for first, done in made.items()}
     return [item for first in firsts for item in everything[first]]

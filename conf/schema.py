@@ -197,13 +197,14 @@ class DataCommon:
     relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
     relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
     posterior: str = "sample"  # of stored moments of latents: sample draws anew each time, mode takes the mean
+    validation_samples: int = 512  # without validation_shards: scenes held out of the training shards, at most a tenth
     cache: str | None = None  # local folder for copies of shards behind an address
     cache_bytes: float = 100e9  # most bytes of them on a machine
     max_bad_fraction: float = 0.001  # share of a rank's samples that may be unreadable; others stand in for them
 
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
-        _at_least("data.", self, workers=0, window=1, relations_per_object=0, cache_bytes=1)
+        _at_least("data.", self, workers=0, window=1, relations_per_object=0, cache_bytes=1, validation_samples=0)
         _fraction("data.", self, "min_area", "max_bad_fraction")
         _choose("data.caption", self.caption, ("first", "any"))
         listed = self.shards if isinstance(self.shards, list) else [self.shards]

@@ -9,11 +9,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import Batch, collate
-from datamodules.mixture import MixedShards
+from datamodules.mixture import HeldOutSet, MixedShards
 from datamodules.order import MixedOrder, SampleOrder
 from datamodules.shards import Record, SampleUnreadable, ShardSet
 from datamodules.transforms import Sample, SceneTransform
@@ -32,7 +33,7 @@ class PositionDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        shards: ShardSet | MixedShards,
+        shards: ShardSet | MixedShards | HeldOutSet,
         transform: SceneTransform,
         *,
         order: SampleOrder | MixedOrder | None = None,
@@ -45,44 +46,48 @@ class PositionDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         if self._order is None:
             return self._transform(self._shards[position], position)
+        assert not isinstance(self._shards, HeldOutSet)
         shard, row = self._order[position]
-        self._fetch_ahead(position)
+        self._fetch_ahead(self._shards, position)
         mirrored = self._transform.mirrors(position)
         try:
             return self._transform(self._shards.read(shard, row, mirrored=mirrored), position)
         except SampleUnreadable as error:
-            record = self._next_readable(shard, row, mirrored=mirrored)
+            record = _next_readable(self._shards, shard, row, self._order.rows(shard), mirrored=mirrored)
             return replace(self._transform(record, position), fault=str(error))
 
-    def _fetch_ahead(self, position: int) -> None:
+    def _fetch_ahead(self, shards: ShardSet | MixedShards, position: int) -> None:
         """Has the shards of the next window fetched, when the first sample of a window comes."""
-        if self._order is None or not self._shards.fetches_ahead:
+        if self._order is None or not shards.fetches_ahead:
             return
-        window, shards = self._order.ahead(position)
+        window, following = self._order.ahead(position)
         of = window[0] if len(window) > 2 else 0
         if self._windows.get(of) != window:
             self._windows[of] = window
-            self._shards.fetch(shards)
+            shards.fetch(following)
 
-    def _next_readable(self, shard: int, row: int, *, mirrored: bool) -> Record:
-        """What stands in for a sample that cannot be read, so that batches stay full: the next of its shard that can.
 
-        Args:
-            shard: Number of the shard.
-            row: The sample's own row.
-            mirrored: As in `ShardSet.read`.
+def _next_readable(shards: ShardSet | MixedShards, shard: int, row: int, rows: np.ndarray, *, mirrored: bool) -> Record:
+    """What stands in for a sample that cannot be read, so that batches stay full: the next of its shard that can.
 
-        Returns:
-            Another sample.
+    Args:
+        shards: Where it is stored.
+        shard: Number of the shard.
+        row: The sample's own row.
+        rows: Rows of the shard that are trained on, ascending.
+        mirrored: As in `ShardSet.read`.
 
-        Raises:
-            ShardError: No sample of the shard can be read.
-        """
-        count = self._shards.sizes[shard]
-        for step in range(1, count):
-            with contextlib.suppress(SampleUnreadable):
-                return self._shards.read(shard, (row + step) % count, mirrored=mirrored)
-        return self._shards.read(shard, row, mirrored=mirrored)
+    Returns:
+        Another sample.
+
+    Raises:
+        ShardError: No sample of the shard can be read.
+    """
+    own = int(np.searchsorted(rows, row))
+    for other in np.roll(rows, -own)[1:].tolist():
+        with contextlib.suppress(SampleUnreadable):
+            return shards.read(shard, other, mirrored=mirrored)
+    return shards.read(shard, row, mirrored=mirrored)
 
 
 class PositionLoader:

@@ -1,4 +1,4 @@
-"""Several folders of shards as one: what is stored, not in which order it is read.
+"""Several folders of shards as one, and what is held out of them: what is stored, not in which order it is read.
 
 A sample is (shard, row) as in one folder, shards being counted through the folders as they are listed. Which comes when, and
 how often each folder has its turn, is `order.MixedOrder`.
@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.held_out import HeldOut
 from datamodules.shards import Record, ShardError, ShardSet
 from datamodules.storage import named
 
@@ -67,6 +68,29 @@ class MixedShards:
         place = bisect.bisect_right(self._shard_ends, shards[0])
         part = self.parts[place]
         part.fetch([shard - (self._shard_ends[place] - len(part.sizes)) for shard in shards])
+
+
+class HeldOutSet:
+    """The samples that are held out of folders of shards, by number.
+
+    Args:
+        parts: The folders, opened.
+        held_out: Which samples they are.
+    """
+
+    def __init__(self, parts: Sequence[ShardSet], held_out: HeldOut) -> None:
+        self.parts, self._samples = tuple(parts), held_out.samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> Record:
+        part, place = self._samples[number]
+        return self.parts[part].at(place)
+
+    def counts(self) -> list[int]:
+        """How many lie in each folder."""
+        return [sum(own == part for own, _ in self._samples) for part in range(len(self.parts))]
 
 
 def folders_of(shards: str | Path | Sequence[str]) -> tuple[str | Path, ...]:

@@ -7,9 +7,10 @@ too. What a sample holds is in ``shards.py``; loaders are in ``loaders.py``.
 Legend: N samples of one epoch; B global batch size; A accumulation steps; R ranks.
 """
 
+import bisect
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,14 +98,22 @@ class SampleOrder:
         shard_sizes: Samples of each shard.
         seed: Seed of the order, 0 or more.
         window: Shards that are shuffled together.
+        left_out: By shard, rows that are no part of the stream, in ascending order; N counts the others.
 
     Raises:
-        ValueError: A shard is empty, there is none, or `seed` or `window` is out of range.
+        ValueError: A shard is empty, there is none, or `seed` or `window` is out of range; or everything is left out.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], *, seed: int, window: int) -> None:
-        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
-        if self.shard_sizes.ndim != 1 or self.shard_sizes.size == 0 or self.shard_sizes.min() < 1:
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        window: int,
+        left_out: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        stored = np.asarray(shard_sizes, dtype=np.int64)
+        if stored.ndim != 1 or stored.size == 0 or stored.min() < 1:
             raise ValueError("shard_sizes: there must be a shard, and a sample at least in each; make the shards again")
         if seed < 0:
             raise ValueError(f"seed={seed}: a seed is 0 or more; choose another")
@@ -112,8 +121,16 @@ class SampleOrder:
             raise ValueError(f"window={window}: give the number of shards that are shuffled together, 1 or more")
         self.seed = seed
         self.window = window
+        self._stored = stored
+        self._left_out = {shard: np.asarray(rows, dtype=np.int64) for shard, rows in (left_out or {}).items()}
+        self.shard_sizes = stored.copy()  # of the stream
+        for shard, rows in self._left_out.items():
+            self.shard_sizes[shard] -= rows.size
         self.samples = int(self.shard_sizes.sum())
-        self._offsets = np.cumsum(self.shard_sizes) - self.shard_sizes
+        if self.samples == 0:
+            raise ValueError("left_out: nothing is left of the shards; leave out fewer")
+        self.stored = int(stored.sum())
+        self._offsets = np.cumsum(stored) - stored
         self._epochs: tuple[_Epoch, ...] = ()
         self._windows: tuple[_Window, ...] = ()
 
@@ -123,9 +140,15 @@ class SampleOrder:
         return int(window.shards[place]), int(window.rows[place])
 
     def sample_at(self, position: int) -> int:
-        """Number of the sample at a position, in 0..N-1, counted through the shards as they are stored."""
+        """Number of the sample at a position, counted through the shards as they are stored, with those that are left out."""
         shard, row = self[position]
         return int(self._offsets[shard]) + row
+
+    def rows(self, shard: int) -> np.ndarray:
+        """The rows of a shard that are in the stream, (K,) int64, ascending."""
+        every = np.arange(self._stored[shard])
+        left_out = self._left_out.get(shard)
+        return every if left_out is None else np.delete(every, left_out)
 
     def ahead(self, position: int) -> tuple[tuple[int, ...], list[int]]:
         """The window that a position is in, and the shards of the window after it."""
@@ -167,7 +190,7 @@ class SampleOrder:
         count = int(sizes.sum())
         shuffled = _permutation(self.seed, _SAMPLES, *number, count=count)
         shards = np.repeat(members, sizes)[shuffled]
-        rows = (np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes))[shuffled]
+        rows = np.concatenate([self.rows(int(shard)) for shard in members])[shuffled]
         made = _Window(number=number, shards=shards, rows=rows)
         self._windows = (made, *self._windows[: _REMEMBERED - 1])
         return made
@@ -215,7 +238,7 @@ class MixedOrder:
         self.samples = sum(order.samples for order in self.orders)
         counts = [order.shard_sizes.size for order in self.orders]
         self._first_shards = [sum(counts[:place]) for place in range(len(counts))]
-        self._first_samples = [sum(order.samples for order in self.orders[:place]) for place in range(len(counts))]
+        self._first_samples = [sum(order.stored for order in self.orders[:place]) for place in range(len(counts))]
         self._periods = max(1, _COINS // self.period)  # drawn together
         self._blocks: tuple[_Turns, ...] = ()
 
@@ -229,6 +252,11 @@ class MixedOrder:
         """Number of the sample at a position, counted through the sets as they are given and stored."""
         chosen, own = self.locate(position)
         return self._first_samples[chosen] + self.orders[chosen].sample_at(own)
+
+    def rows(self, shard: int) -> np.ndarray:
+        """As `SampleOrder.rows`, shards being counted through the sets."""
+        chosen = bisect.bisect_right(self._first_shards, shard) - 1
+        return self.orders[chosen].rows(shard - self._first_shards[chosen])
 
     def ahead(self, position: int) -> tuple[tuple[int, ...], list[int]]:
         """The window that a position is in, and the shards of the window after it in the same set."""
@@ -339,7 +367,8 @@ def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) ->
     """A rank's share of every batch of one pass over held-out samples: over all ranks, each exactly once.
 
     Batches and shares are cut evenly instead of padded, so that no sample counts twice and every rank has the
-    same number of batches with one sample at least in each.
+    same number of batches with one sample at least in each. Of fewer samples than ranks every rank has all, so that the mean
+    over all ranks is theirs.
 
     Args:
         samples: Held-out samples, taken in the order in which they are stored.
@@ -351,7 +380,7 @@ def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) ->
         The sample numbers of each batch.
 
     Raises:
-        ValueError: There are fewer samples, or fewer in a batch, than ranks.
+        ValueError: There are fewer samples in a batch than ranks.
     """
     if batch_size < ranks:
         raise ValueError(
@@ -359,7 +388,7 @@ def held_out_batches(samples: int, batch_size: int, *, ranks: int, rank: int) ->
             f"set validation_batch_size={ranks} or more"
         )
     if samples < ranks:
-        raise ValueError(f"validation_shards: {samples} samples for ranks={ranks}; give one sample a rank at least")
+        return [range(samples)]
     # batch_size counts whole shares: floor(batch_size / ranks) of them fill a batch on every rank.
     batches = -(-samples // (batch_size // ranks * ranks))
     batches = min(batches, samples // ranks)

@@ -16,8 +16,9 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.batch import Batch, collate
+from datamodules.held_out import HeldOut, choose
 from datamodules.loaders import PositionDataset, PositionLoader
-from datamodules.mixture import MixedShards, folders_of
+from datamodules.mixture import HeldOutSet, MixedShards, folders_of
 from datamodules.order import GlobalBatches, MixedOrder, SampleOrder, check_weights, held_out_batches
 from datamodules.shard_index import read_index
 from datamodules.shard_writer import describe
@@ -34,11 +35,11 @@ Make = Callable[..., object]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a folder of shards gives to a run.
+    """What a folder of shards gives to a run, or to its validation.
 
     Attributes:
         folder: The folder.
-        samples: Samples in it.
+        samples: Samples in it; to a run those that are not held out.
         drawn: How often one of them comes.
     """
 
@@ -75,7 +76,9 @@ class SceneDataModule(pl.LightningDataModule):
             held-out scenes have the mean.
         make: Called as `make(out=shards)` when there are no shards in the folder, once on each node. Where it is a partial
             with an `out` of its own, it makes that folder alone: shards in another one are taken as they are.
-        validation_shards: Folder of the held-out shards; without it nothing is validated.
+        validation_shards: Folder of the held-out shards; without it some of the training samples are held out.
+        validation_samples: Where there is no such folder, how many: those whose scenes' ids have the lowest hashes, at most
+            a tenth of all. 0 validates nothing.
         validation_batch_size: Most samples of a validation batch over all ranks; `batch_size / accumulate` if
             not given.
         make_validation: As `make`, for the held-out shards.
@@ -90,7 +93,7 @@ class SceneDataModule(pl.LightningDataModule):
 
     Raises:
         ValueError: `batch_size` is not a multiple of `accumulate`; weights do not fit the folders, or `make` is to make
-            several of them.
+            several of them; `validation_samples` is below 0.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class SceneDataModule(pl.LightningDataModule):
         posterior: str = "sample",
         make: Make | None = None,
         validation_shards: str | None = None,
+        validation_samples: int = 0,
         validation_batch_size: int | None = None,
         make_validation: Make | None = None,
         cache: str | None = None,
@@ -130,6 +134,9 @@ class SceneDataModule(pl.LightningDataModule):
         self.window = window
         self.workers = workers
         self.validation_shards = None if validation_shards is None else named(validation_shards)
+        if validation_samples < 0:
+            raise ValueError(f"data.validation_samples={validation_samples}: give 0 or more")
+        self.validation_samples = validation_samples if validation_shards is None else 0
         self._cache = None if cache is None else ShardCache(cache, limit=cache_bytes)
         self.max_bad_fraction = max_bad_fraction
         self.validation_batch_size = validation_batch_size or batch_size // accumulate
@@ -156,8 +163,8 @@ class SceneDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the shards, so that what is wrong with them is said before training starts."""
         if stage in (None, "fit"):
-            _ = self.training_set
-        if self.validation_shards is not None or stage == "validate":
+            _ = self.order
+        if self.validates or stage == "validate":
             _ = self.validation_set
         elif self.trainer is not None:
             # Lightning's own way not to validate: a loader without batches, or none, makes it warn.
@@ -182,26 +189,62 @@ class SceneDataModule(pl.LightningDataModule):
     @functools.cached_property
     def order(self) -> SampleOrder | MixedOrder:
         """Which training sample is at a position."""
-        stored = self.training_set
-        parts = stored.parts if isinstance(stored, MixedShards) else (stored,)
-        orders = [SampleOrder(part.sizes, seed=self.seed, window=self.window) for part in parts]
+        parts = self._parts
+        left_out = self._held_out.left_out if self._held_out is not None else [None] * len(parts)
+        orders = [
+            SampleOrder(part.sizes, seed=self.seed, window=self.window, left_out=rows)
+            for part, rows in zip(parts, left_out, strict=True)
+        ]
         return orders[0] if len(orders) == 1 else MixedOrder(orders, self.weights, seed=self.seed)
 
     def parts(self, positions: int) -> list[Part]:
         """What each folder gives to the first `positions` samples."""
-        stored, order = self.training_set, self.order
-        if not (isinstance(stored, MixedShards) and isinstance(order, MixedOrder)):
-            return [Part(folder=self.folders[0], samples=len(stored), drawn=positions)]
+        order = self.order
+        if not isinstance(order, MixedOrder):
+            return [Part(folder=self.folders[0], samples=order.samples, drawn=positions)]
         return [
-            Part(folder=folder, samples=len(part), drawn=drawn)
-            for folder, part, drawn in zip(self.folders, stored.parts, order.counts(positions), strict=True)
+            Part(folder=folder, samples=own.samples, drawn=drawn)
+            for folder, own, drawn in zip(self.folders, order.orders, order.counts(positions), strict=True)
+        ]
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are held-out samples."""
+        return self.validation_shards is not None or self.validation_samples > 0
+
+    def validation_parts(self) -> list[Part]:
+        """What each folder gives to one validation; nothing where nothing is validated."""
+        if not self.validates:
+            return []
+        stored = self.validation_set
+        if not isinstance(stored, HeldOutSet):
+            return [Part(folder=stored.path, samples=len(stored), drawn=len(stored))]
+        return [
+            Part(folder=folder, samples=len(part), drawn=count)
+            for folder, part, count in zip(self.folders, stored.parts, stored.counts(), strict=True)
         ]
 
     @functools.cached_property
-    def validation_set(self) -> ShardSet:
+    def _held_out(self) -> HeldOut | None:
+        """What training leaves out."""
+        return choose(self._parts, self.validation_samples) if self.validation_samples else None
+
+    @property
+    def _parts(self) -> tuple[ShardSet, ...]:
+        """The training folders, opened."""
+        stored = self.training_set
+        return stored.parts if isinstance(stored, MixedShards) else (stored,)
+
+    @functools.cached_property
+    def validation_set(self) -> ShardSet | HeldOutSet:
         """The held-out samples."""
+        if self._held_out is not None:
+            return HeldOutSet(self._parts, self._held_out)
         if self.validation_shards is None:
-            raise ValueError("validation_shards=null: give a folder of held-out shards to validate on")
+            raise ValueError(
+                "data.validation_shards=null, data.validation_samples=0: nothing to validate on; give a folder of held-out "
+                "shards, or a number of training samples to hold out"
+            )
         _refuse_other_source(self.validation_shards, self._make_validation, setting="make_validation")
         return _opened(self.validation_shards, self._validation_transform, self._cache)
 
@@ -286,7 +329,7 @@ class SceneDataModule(pl.LightningDataModule):
             ShardError: There are more than `max_bad_fraction`.
         """
         self.bad_samples += len(faults)
-        epoch = len(self.training_set) / self._attached_trainer().world_size
+        epoch = self.order.samples / self._attached_trainer().world_size
         told = f"rank {self._rank}: {self.bad_samples} of {self._samples} samples could not be read, the last: {faults[-1]}"
         if self.bad_samples > self.max_bad_fraction * max(self._samples, epoch):
             raise ShardError(f"data.max_bad_fraction={self.max_bad_fraction:g}: {told}")

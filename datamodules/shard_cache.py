@@ -65,6 +65,40 @@ class ShardCache:
                 return _used(path)
             return self._fetched(place, entry, path)
 
+    def part(self, place: str, entry: ShardEntry, offset: int, size: int) -> bytes:
+        """Some bytes of a shard: of its copy if there is one, else fetched by themselves, and not kept.
+
+        Args:
+            place: Address of the folder of shards.
+            entry: What its index says of the shard.
+            offset: The first byte.
+            size: How many.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ShardError: They cannot be fetched.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            file = _used(self.folder / f"{entry.sha256}.tar")
+            try:
+                return os.pread(file, size, offset)
+            finally:
+                os.close(file)
+        fault = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                return _remote(place, os.getpid()).part(entry.name, offset, size)
+            except FileNotFoundError:
+                fault = f"{entry.name} is missing"
+                break
+            except Exception as error:  # each protocol has errors of its own for a network that is away
+                fault = f"{entry.name} cannot be fetched ({' '.join(str(error).split())})"
+        raise ShardError(f"shards={place}: {fault}; run `python prepare.py task=check shards={place}`")
+
     def _fetched(self, place: str, entry: ShardEntry, path: Path) -> int:
         process = f"{threading.get_ident()}.{socket.gethostname()}-{os.getpid()}"
         draft = self.folder / f".{entry.sha256}.{entry.bytes}.{process}{PARTIAL}"

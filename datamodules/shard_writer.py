@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset import TarWriter
 
+from datamodules.held_out import Notes
 from datamodules.shard_index import FORMAT, INDEX, LATENT, SCENE, VERSION, ShardEntry, ShardError
 from datamodules.sources.base import Content, EncodedPicture, LatentForm, LeftOut, Source
 from scenes.scene import Scene
@@ -81,17 +82,20 @@ def write_shards(
     entries: list[ShardEntry] = []
     with _whole_or_nothing(out) as folder:
         announced = len(source)
+        notes = Notes(announced)
         samples = iter(source)
         for number in itertools.count():
             chunk = itertools.islice(samples, shard_size)
             if (first := next(chunk, None)) is None:
                 break
-            with _shard_writer(folder / f"{number:06d}.tar", entries, out=out) as write:
-                for scene, content in itertools.chain([first], chunk):
+            name = f"{number:06d}.tar"
+            with _shard_writer(folder / name, entries, out=out) as write:
+                for row, (scene, content) in enumerate(itertools.chain([first], chunk)):
                     # Encoding is not under the guard of the disk: a source's own OSError is not ours to
                     # explain.
                     members = encode_content(scene, content, picture_format, source.latent_form)
-                    write({"__key__": f"{counts['samples']:09d}", **members, SCENE: scene_bytes(scene)})
+                    span = write({"__key__": f"{counts['samples']:09d}", **members, SCENE: scene_bytes(scene)})
+                    notes.add(scene.id, name, row, span)
                     count_scene(counts, scene)
                     # Too many of all that may come: no need to read the rest.
                     _refuse_bad(source, counts["samples"], out, most=max_bad_fraction, of=announced)
@@ -113,6 +117,7 @@ def write_shards(
             **({"latents": asdict(source.latent_form)} if source.latent_form is not None else {}),
             "counts": dict(counts),
             **account_of(_left_out(source)),
+            "lowest_hashes": notes.to_json(),
             "shards": [asdict(entry) for entry in entries],
         }
         with _disk(out), (folder / INDEX).open("w", encoding="utf-8") as file:
@@ -238,6 +243,13 @@ def tar_writer(file: "HashingFile") -> TarWriter:
     return TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
 
 
+def written_to(tar: TarWriter, sample: dict[str, Any]) -> range:
+    """Writes a sample, and gives the bytes of the file that it takes."""
+    begin = tar.tarstream.offset  # of the tar, whatever part of it lies in a buffer
+    tar.write(sample)
+    return range(begin, tar.tarstream.offset)
+
+
 class HashingFile:
     """A file that is only written to and knows the size and sha256 of what went into it."""
 
@@ -259,19 +271,20 @@ class HashingFile:
 
 
 @contextlib.contextmanager
-def _shard_writer(path: Path, entries: list[ShardEntry], *, out: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Gives a function that writes samples to a new shard, whose entry is appended at the end."""
+def _shard_writer(path: Path, entries: list[ShardEntry], *, out: Path) -> Iterator[Callable[[dict[str, Any]], range]]:
+    """Gives a function that writes samples to a new shard, and tells where; the shard's entry is appended at the end."""
     count = 0
     with _disk(out):
         file = path.open("wb")
     hashing = HashingFile(file)
     tar = tar_writer(hashing)
 
-    def write(sample: dict[str, Any]) -> None:
+    def write(sample: dict[str, Any]) -> range:
         nonlocal count
         with _disk(out):
-            tar.write(sample)
+            span = written_to(tar, sample)
         count += 1
+        return span
 
     try:
         yield write

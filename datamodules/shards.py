@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import itertools
+import logging
 import os
 import struct
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datamodules.held_out import EVERY, Lowest, Place, hash_of, lowest_of
 from datamodules.shard_cache import ShardCache
 from datamodules.shard_index import (
     INDEX,
@@ -41,7 +43,7 @@ from datamodules.shard_index import (
 from datamodules.shard_writer import Progress, write_shards
 from datamodules.sources.base import LatentForm
 from datamodules.storage import folder_at, is_remote, named
-from datamodules.tar_members import members
+from datamodules.tar_members import BLOCK, members
 from scenes.json_form import parse_json
 from scenes.scene import Scene
 
@@ -57,7 +59,10 @@ __all__ = [
     "write_shards",
 ]
 
+log = logging.getLogger(__name__)
+
 PICTURES = ("png", "jpg")
+_UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error)  # Pillow raises all of these
 _OPEN_SHARDS = 64  # a data set can have more shards than a process may open files, or want to hold tables of
 
 
@@ -109,6 +114,11 @@ class _OpenShard:
         offset, size = self.table[row, member].tolist()
         return os.pread(self.file, size, offset)
 
+    def span(self, row: int) -> tuple[int, int]:
+        """The bytes of a row, from the first member's header to the end of the last one's padding."""
+        (first, _), (last, size) = self.table[row, 0].tolist(), self.table[row, -1].tolist()
+        return first - BLOCK, last + -(-size // BLOCK) * BLOCK
+
 
 def _offsets(file: int, entry: ShardEntry, extensions: list[str]) -> np.ndarray:
     """Where the members of each sample lie.
@@ -124,7 +134,7 @@ def _offsets(file: int, entry: ShardEntry, extensions: list[str]) -> np.ndarray:
     Raises:
         ValueError: The file is no tar, holds another number of samples, or a sample has other members.
     """
-    found = list(members(file, entry.bytes))
+    found = list(members(functools.partial(os.pread, file), entry.bytes))
     names = [member.name.partition(".") for member in found]
     if [name[2] for name in names] != extensions * entry.count:
         raise ValueError(f"does not hold {entry.count} samples of {' and '.join(extensions)} as {INDEX} says")
@@ -247,17 +257,95 @@ class ShardSet:
         """
         opened = self._opened(shard)
         mirrored = mirrored and LATENT_FLIPPED in self._members
-        held = LATENT_FLIPPED if mirrored else next(name for name in (LATENT, *PICTURES) if name in self._members)
+        held = LATENT_FLIPPED if mirrored else self._held
         text, content = (opened.content(row, self._members.index(name)) for name in (SCENE, held))
         try:
-            scene = Scene.from_json(parse_json(text))
-            if self.latents is not None:
-                latent, log_variance = self._halves(_array(content))
-                return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-                return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
-        except (OSError, ValueError, SyntaxError, struct.error, zlib.error) as error:  # Pillow raises all of these
+            return self._record(text, content, mirrored=mirrored)
+        except _UNREADABLE as error:
             raise self._unreadable(shard, row, error) from error
+
+    def at(self, place: Place) -> Record:
+        """A sample whose place is known: its bytes are read and nothing else, of a remote shard too.
+
+        Args:
+            place: Of this folder.
+
+        Returns:
+            The sample.
+
+        Raises:
+            SampleUnreadable: What is stored there is no picture, no latent or no scene, or another scene than was noted.
+        """
+        content = self._part(place)
+        try:
+            found = {
+                one.name.partition(".")[2]: content[one.offset : one.offset + one.size]
+                for one in members(lambda size, at: content[at : at + size], len(content))
+            }
+            record = self._record(found[SCENE], found[self._held], mirrored=False)
+            if hash_of(record.scene.id) != place.hash:
+                raise ValueError(f"scene {record.scene.id} is not the one that {INDEX} notes there")
+            return record
+        except (*_UNREADABLE, KeyError) as error:
+            raise self._unreadable(place.shard, place.row, error) from error
+
+    def lowest(self) -> Lowest | None:
+        """Where the samples with the lowest hashes lie, as the index notes them; None where it is from before."""
+        return lowest_of(self.index)
+
+    def all_places(self) -> Lowest:
+        """Where every sample lies, after reading all ids; a scene that cannot be read is left out.
+
+        Returns:
+            All samples.
+
+        Raises:
+            ShardError: They are remote: all bytes of all shards would be fetched.
+        """
+        if not isinstance(self.path, Path):
+            noted = self.lowest()
+            known = "no hashes of its scenes" if noted is None else f"the hashes of {len(noted.places)} scenes"
+            raise ShardError(
+                f"data.validation_samples: {self.path}: its {INDEX} has {known}; lower data.validation_samples, give "
+                f"data.validation_shards=DIR, or {MAKE_AGAIN}"
+            )
+        log.warning("%s: the ids of its %d scenes are read, to hold some out", self.path, len(self))
+        places = []
+        for shard, entry in enumerate(self.entries):
+            opened = self._opened(shard)
+            for row in range(entry.count):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    text = opened.content(row, self._members.index(SCENE))
+                    begin, end = opened.span(row)
+                    value = hash_of(parse_json(text)["id"])
+                    places.append(Place(hash=value, shard=shard, row=row, offset=begin, bytes=end - begin))
+        return Lowest(below=EVERY, places=tuple(places))
+
+    @property
+    def _held(self) -> str:
+        """The member that is not the scene: a picture or a latent."""
+        return next(name for name in (LATENT, *PICTURES) if name in self._members)
+
+    def _record(self, text: bytes, content: bytes, *, mirrored: bool) -> Record:
+        """A sample of the bytes of its scene and of its picture or latent."""
+        scene = Scene.from_json(parse_json(text))
+        if self.latents is not None:
+            latent, log_variance = self._halves(_array(content))
+            return Record(scene=scene, latent=latent, log_variance=log_variance, mirrored=mirrored)
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            return Record(scene=scene, image=np.array(image if image.mode == "RGB" else image.convert("RGB")))
+
+    def _part(self, place: Place) -> bytes:
+        """The bytes of a sample in its shard."""
+        entry = self.entries[place.shard]
+        if not isinstance(self.path, Path):
+            assert self._cache is not None
+            return self._cache.part(self.path, entry, place.offset, place.bytes)
+        file = os.open(self.path / entry.name, os.O_RDONLY)
+        try:
+            return os.pread(file, place.bytes, place.offset)
+        finally:
+            os.close(file)
 
     @property
     def fetches_ahead(self) -> bool:

@@ -4,12 +4,11 @@ Here is only what `shards.py` needs of the tar format: plain files under short n
 them. Why there is an index of our own is in docs/decisions/0004-shard-index.md.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-_BLOCK = 512
-_END = bytes(_BLOCK)
+BLOCK = 512
+_END = bytes(BLOCK)
 _PLAIN_FILE = (b"0", b"\0")
 
 
@@ -21,12 +20,12 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: int, size: int) -> Iterator[Member]:
-    """Walk over the members of an open tar.
+def members(read: Callable[[int, int], bytes], size: int) -> Iterator[Member]:
+    """Walk over the members of a tar, or of some that follow one another.
 
     Args:
-        file: Its descriptor.
-        size: Its size in bytes.
+        read: Called with (bytes, offset), gives them.
+        size: Bytes in all.
 
     Yields:
         The members in their order.
@@ -35,8 +34,8 @@ def members(file: int, size: int) -> Iterator[Member]:
         ValueError: What is read is not a header of a plain file, or a member ends behind the end of the file.
     """
     position = 0
-    while position + _BLOCK <= size:
-        header = os.pread(file, _BLOCK, position)
+    while position + BLOCK <= size:
+        header = read(BLOCK, position)
         if header == _END:
             return
         if header[257:262] != b"ustar" or header[156:157] not in _PLAIN_FILE:
@@ -45,10 +44,10 @@ def members(file: int, size: int) -> Iterator[Member]:
         if header[345:346] != b"\0":
             name = f"{_text(header[345:500])}/{name}"
         length = int(header[124:136].strip(b" \0"), 8)
-        if position + _BLOCK + length > size:
+        if position + BLOCK + length > size:
             raise ValueError(f"{name} ends behind the end of the file")
-        yield Member(name, position + _BLOCK, length)
-        position += _BLOCK + -(-length // _BLOCK) * _BLOCK
+        yield Member(name, position + BLOCK, length)
+        position += BLOCK + -(-length // BLOCK) * BLOCK
 
 
 def _text(field: bytes) -> str:

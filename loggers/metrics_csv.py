@@ -58,8 +58,8 @@ class MetricsCsv(Logger):
     def rewind(self, step: int) -> None:
         """Drops what was logged after the step that a run goes on from, and a line that a kill tore.
 
-        A figure of a step is logged before the step (its loss) or after it (a score), so at this step some are there from
-        before and come again, the same, and some do not come again: all are kept, and none is written twice.
+        A figure of a step is logged under the number of steps before it (its loss, its validation) or after it (a score). The
+        attempt begins with the validation and scores of its step: what is there of them stays, and none is written twice.
         """
         rows = read_metrics(self.file)
         torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
@@ -68,7 +68,7 @@ class MetricsCsv(Logger):
             for at, name, value in rows:
                 if at <= step:
                     self.log_metrics({name: value}, at)
-        self._kept = {(at, name) for at, name, _ in rows if at == step}
+        self._kept = {(at, name) for at, name, _ in rows if at in (step - 1, step)}
 
 
 def read_metrics(file: str | Path) -> list[tuple[int, str, float]]:

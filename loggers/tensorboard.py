@@ -33,7 +33,7 @@ class TensorBoard(TensorBoardLogger):
         files = sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
         if files:
             self._kwargs["purge_step"] = step + 1
-            self._kept = frozenset((step, name) for name in _names_at(files, step))
+            self._kept = frozenset((at, name) for at in (step - 1, step) for name in _names_at(files, at))
 
 
 def _names_at(files: Sequence[Path], step: int) -> set[str]:

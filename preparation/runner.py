@@ -6,6 +6,7 @@ Here is what a stage over shards is as work; how work is split, survives kills a
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -265,7 +266,7 @@ def _members(path: Path, where: str, *, only: str | None = None) -> Iterator[tup
     file = os.open(path, os.O_RDONLY)
     try:
         key, content = None, {}
-        for member in members(file, os.fstat(file).st_size):
+        for member in members(functools.partial(os.pread, file), os.fstat(file).st_size):
             stem, _, extension = member.name.partition(".")
             if stem != key:
                 if key is not None:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from datamodules.held_out import Notes, joined
 from datamodules.shard_index import FORMAT, INDEX, SCENE, VERSION, ShardEntry, ShardError, fault_of
 from datamodules.shard_writer import (
     HashingFile,
@@ -32,6 +33,7 @@ from datamodules.shard_writer import (
     count_scene,
     scene_bytes,
     tar_writer,
+    written_to,
 )
 from datamodules.sources.base import LatentForm, LeftOut
 from datamodules.storage import Folder
@@ -270,6 +272,7 @@ class _Engine:
         good = sum(record["counts"]["samples"] for record in self.records.values())
         counts = Counter(dict.fromkeys(_COUNTED, 0))
         members: set[str] | None = None
+        notes = Notes(sum(one.samples for one in work.pieces))
         with _Shards(self.out, piece.name, work.shard_bytes) as shards:
             samples = work.samples(number, taken)
             for sample in samples:
@@ -280,7 +283,7 @@ class _Engine:
                         f"{', '.join(sorted(members))}; give all of them the same"
                     )
                 members = set(content)
-                shards.write(sample.key, content)
+                notes.add(sample.scene.id, *shards.write(sample.key, content))
                 count_scene(counts, sample.scene)
                 self.refuse_bad(good + counts["samples"], known + work.left_out.bad, is_all=False)
         self.refuse_bad(good + counts["samples"], known + work.left_out.bad, is_all=False)
@@ -292,6 +295,7 @@ class _Engine:
             **({"latents": asdict(work.latent_form)} if work.latent_form is not None and members else {}),
             **account_of(left_out),
             **({"tallies": dict(sorted(left_out.tallies.items()))} if left_out.tallies else {}),
+            "lowest_hashes": notes.to_json(),
             "shards": [asdict(entry) for entry in shards.entries],
         }
         with _writing_to(self.out):
@@ -319,6 +323,7 @@ class _Engine:
         shards = [entry for record in records for entry in record["shards"]]
         members = {tuple(record["members"]) for record in records if record["members"]}
         latents = [record["latents"] for record in records if "latents" in record]
+        notes = joined([record.get("lowest_hashes") for record in records])
         whole = self.work.index(total)
         if not shards:
             reasons = "".join(f", {reason}: {number}" for reason, number in sorted(total.counts.items()))
@@ -340,6 +345,7 @@ class _Engine:
             "counts": dict(counts),
             **account_of(total),
             "stages": whole["stages"],
+            **({"lowest_hashes": notes} if notes is not None else {}),
             "shards": shards,
         }
         content = _json(index)
@@ -368,16 +374,18 @@ class _Shards:
         else:
             self._stack.__exit__(kind, error, trace)
 
-    def write(self, key: str, members: dict[str, bytes]) -> None:
+    def write(self, key: str, members: dict[str, bytes]) -> tuple[str, int, range]:
+        """Writes a sample; tells shard, row and bytes."""
         size = sum(_BLOCK + -(-len(content) // _BLOCK) * _BLOCK for content in members.values())
         if self._tar is not None and self._most is not None and _tar_size(self._size + size) > self._most:
             self._end()
         if self._tar is None:
             self._begin()
         with _writing_to(self._out):
-            self._tar.write({"__key__": key, **members})
+            span = written_to(self._tar, {"__key__": key, **members})
         self._size += size
         self._count += 1
+        return self._shard, self._count - 1, span
 
     def _begin(self) -> None:
         part = f"-{len(self.entries)}" if self.entries else ""

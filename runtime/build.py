@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from pytorch_lightning.strategies import Strategy
 
+    from callbacks.observer import PassedOver
     from datamodules.scene_datamodule import SceneDataModule
     from lightning_modules.scene_diffusion import SceneDiffusion
     from models.backbones.base import Backbone
@@ -155,14 +156,32 @@ def build_data(cfg: DictConfig) -> SceneDataModule:
     return instantiate(cfg.data, _convert_="all")
 
 
-def build_callbacks(cfg: DictConfig) -> list[pl.Callback]:
-    """The run's callbacks, what saves last of them; what makes it go on from whole steps, and ends it where a rank has died."""
-    from callbacks.checkpoint import Checkpoint
+def build_callbacks(cfg: DictConfig, passed_over: PassedOver) -> list[pl.Callback]:
+    """The run's callbacks in the order in which they are to act, whatever the order of their names.
+
+    What saves comes first; then what only shows or measures, what works on held-out scenes last; then what keeps the best.
+
+    Args:
+        cfg: the run's configuration.
+        passed_over: catches what those raise that only show or measure.
+
+    Returns:
+        They, with what makes the run go on from whole steps and ends it where a rank has died.
+    """
+    from callbacks.checkpoint import Checkpoint, KeepBest
     from callbacks.lifeline import Lifeline
+    from callbacks.observer import HeldOutObserver, Observer
     from datamodules.resume import ResumeWholeSteps
 
-    chosen = [instantiate(node, _convert_="all") for node in cfg.callback.values()]
-    return [ResumeWholeSteps(), Lifeline(), *sorted(chosen, key=lambda callback: isinstance(callback, Checkpoint))]
+    chosen = {name: instantiate(node, _convert_="all") for name, node in cfg.callback.items()}
+    for name, callback in chosen.items():
+        if isinstance(callback, Observer):
+            passed_over.watch(str(name), callback)
+    saving = [callback for callback in chosen.values() if isinstance(callback, Checkpoint)]
+    others = [callback for callback in chosen.values() if not isinstance(callback, Checkpoint | HeldOutObserver)]
+    drawing = [callback for callback in chosen.values() if isinstance(callback, HeldOutObserver)]
+    keeping = [KeepBest(callback, passed_over) for callback in saving if callback.best is not None]
+    return [ResumeWholeSteps(), Lifeline(), *saving, *others, *drawing, *keeping, passed_over]
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -171,7 +190,13 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     import torch
     from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+    from callbacks.observer import PassedOver
+
     node = cfg.trainer
+    passed_over = PassedOver()
+    loggers = {name: instantiate(node, _convert_="all") for name, node in cfg.logger.items()}
+    for name, logger in loggers.items():
+        passed_over.watch_logger(str(name), logger)
     torch.set_float32_matmul_precision(node.matmul)
     # where SLURM is installed Lightning tells every plain process to use it
     warnings.filterwarnings("ignore", message=".*srun.* is not used")
@@ -197,8 +222,8 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir=str(Path(cfg.run)),
-        callbacks=build_callbacks(cfg),
-        logger=[instantiate(node, _convert_="all") for node in cfg.logger.values()],
+        callbacks=build_callbacks(cfg, passed_over),
+        logger=list(loggers.values()),
     )
 
 

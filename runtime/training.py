@@ -30,7 +30,7 @@ from runtime.requeue import requeue
 from runtime.run_directory import Attempt, RunDirectory, RunError
 
 if TYPE_CHECKING:
-    from datamodules.scene_datamodule import Part
+    from datamodules.scene_datamodule import Part, SceneDataModule
     from lightning_modules.scene_diffusion import SceneDiffusion
 
 
@@ -96,7 +96,7 @@ def _fit(given: DictConfig, directory: RunDirectory, attempt: Attempt) -> SceneD
     if (form := data.training_set.latents) is not None:
         module.backbone.check_latents(form.shape, factor=form.scaling_factor)
     if ranks.rank == 0:
-        print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
+        print(summary(cfg, module, data))
     decided(lambda: directory.open(given))
     refuse_unseen(directory.path)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips and device lists
@@ -157,7 +157,9 @@ def plan(cfg: DictConfig) -> SceneDiffusion:
         data = build_data(cfg)
         data.setup("fit")
         check_fit(module.conditioning, data.provides, data=cfg.data.shards)
-        print(summary(cfg, module, data.parts(cfg.trainer.max_steps * cfg.batch_size)))
+        print(summary(cfg, module, data))
+    else:
+        print(f"validates  {foreseen(cfg.data)}")
     return module
 
 
@@ -190,17 +192,18 @@ EXPECTED_WARNINGS = (
 )
 
 
-def summary(cfg: DictConfig, module: SceneDiffusion, parts: Sequence[Part]) -> str:
+def summary(cfg: DictConfig, module: SceneDiffusion, data: SceneDataModule) -> str:
     """What will be trained, in a few lines.
 
     Args:
         cfg: the run's configuration.
         module: as built.
-        parts: what each folder of shards gives to the whole run.
+        data: as set up.
 
     Returns:
-        Method, parameters, data and steps.
+        Method, parameters, data, steps and what is validated on.
     """
+    parts = data.parts(cfg.trainer.max_steps * cfg.batch_size)
     trained = sum(p.numel() for p in module.trained.parameters())
     everything = sum(p.numel() for p in module.backbone.parameters()) + sum(
         p.numel() for p in module.conditioning.parameters()
@@ -221,5 +224,45 @@ def summary(cfg: DictConfig, module: SceneDiffusion, parts: Sequence[Part]) -> s
         f"data       {samples} scenes in {', '.join(str(part.folder) for part in parts)}\n"
         f"{mixed}"
         f"steps      {node.max_steps} of batch {cfg.batch_size} (accumulate {node.accumulate}): "
-        f"{seen} samples, {seen / samples:.1f} passes"
+        f"{seen} samples, {seen / samples:.1f} passes\n"
+        f"validates  {validated(data.validation_parts(), held_out=data.validation_shards is None)}"
     )
+
+
+NOTHING = (
+    "on nothing: data.validation_shards=null and data.validation_samples=0, so there are no images and no scores either"
+)
+
+
+def validated(parts: Sequence[Part], *, held_out: bool) -> str:
+    """What a run validates on and draws its images of.
+
+    Args:
+        parts: what each folder gives.
+        held_out: they are folders of training shards.
+
+    Returns:
+        How many scenes of which folders.
+    """
+    if not parts:
+        return NOTHING
+    if not held_out:
+        return f"on {parts[0].drawn} scenes in {parts[0].folder}"
+    told = " and ".join(f"{part.drawn} of the {part.samples} in {part.folder}" for part in parts)
+    return f"on {sum(part.drawn for part in parts)} scenes held out of training: {told}"
+
+
+def foreseen(node: DictConfig) -> str:
+    """What a run would validate on whose shards are not here.
+
+    Args:
+        node: the configuration of its data.
+
+    Returns:
+        The folder, or how many scenes would be held out.
+    """
+    if node.get("validation_shards") is not None:
+        return f"on all scenes in {node.validation_shards}"
+    if not (count := node.get("validation_samples", 0)):
+        return NOTHING
+    return f"on {count} scenes held out of training, at most a tenth of all: those whose ids have the lowest hashes"

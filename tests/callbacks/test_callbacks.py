@@ -83,7 +83,7 @@ class TestCheckpoint:
             with pytest.raises(RuntimeError, match="killed"):
                 fit(cfg)
         run = cfg, None
-        assert names(folder_of(run, "checkpoints")) == ["step=1.ckpt"]
+        assert names(folder_of(run, "checkpoints")) == ["step=1.ckpt", "step=2.ckpt"]
         fit(cfg)
         assert len(logged(run, "validation/loss")) == 2
         assert logged(run, "validation/loss") == logged(short_run, "validation/loss")
@@ -145,7 +145,7 @@ class TestLayoutScore:
         module, metric = accumulated[1], Brightness()
         trainer, held_out = module.trainer, module.trainer.datamodule.held_out(2)
         callback = LayoutScore(metric=metric, every=4, scenes=2, seed=3)
-        callback.on_train_batch_end(trainer, module, None, None, 0)
+        callback.on_train_epoch_end(trainer, module)
         with module.averaged():
             drawn = to_uint8(module.sample(held_out.scenes, seed=3))
         assert drawn.std() > 1

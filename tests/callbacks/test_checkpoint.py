@@ -7,7 +7,11 @@ import signal
 import pytest
 import pytorch_lightning as pl
 
-from callbacks.checkpoint import BEST, Checkpoint
+from callbacks.checkpoint import BEST, Checkpoint, KeepBest
+from callbacks.layout_score import LayoutScore
+from callbacks.observer import PassedOver
+from callbacks.pictures import Pictures
+from callbacks.progress import Progress
 from callbacks.signals import HEARD, SIGNALS
 from loggers.metrics_csv import read_metrics
 from runtime.run_directory import RunDirectory
@@ -155,7 +159,14 @@ def test_a_figure_that_nothing_logs_is_refused_by_name(quick, fit):
         fit(quick("trainer.keep_best=layout/x"))
 
 
-def test_what_saves_comes_after_what_measures(quick):
+@pytest.mark.parametrize(
+    "names", ["checkpoint,pictures,layout_score,progress", "layout_score,pictures,progress,checkpoint"]
+)
+def test_what_saves_comes_before_what_measures_and_what_keeps_the_best_after(quick, names):
     from runtime.build import build_callbacks
 
-    assert isinstance(build_callbacks(quick("callback=[checkpoint,layout_score]"))[-1], Checkpoint)
+    callbacks = build_callbacks(quick(f"callback=[{names}]", "trainer.keep_best=x"), PassedOver())
+    kinds = [type(callback) for callback in callbacks]
+    assert kinds[2:4] == [Checkpoint, Progress]
+    assert set(kinds[4:6]) == {Pictures, LayoutScore}
+    assert kinds[6:] == [KeepBest, PassedOver]

@@ -217,7 +217,8 @@ def test_a_finished_run_can_be_made_longer(tmp_path, shards, held_out, accumulat
     second = run(resume=four)
     assert flat(second.micro_batches) == consecutive(4)
     assert second.trainer_step == STEPS
-    assert {step for step, _ in second.validated} == {6}
+    # a checkpoint that was taken before the validation of its step does not know that it came to its end
+    assert {step for step, _ in second.validated} == ({4, 6} if last == "step" else {6})
 
     run(resume=four, module=Recorder(stop_after=accumulate + accumulate // 2))
     third = run(resume=tmp_path / "stopped.ckpt")
