@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tests.metrics.conftest import state_dict, torchscript  # noqa: F401
 from tests.metrics.test_diversity import weights as alexnet  # noqa: F401
 from tests.rehearsals.rehearsal import EVERY, SMALL, STEPS, User, changed, header, metrics_of, of_callbacks
 
-SAMPLES = Path(os.environ["SCENOGRAPH_SHARED"]) / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,9 @@ class User:
         """What the script prints; its end with another status is a failure."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = Forked(script, *arguments, environment=environment, folder=self.folder)
+        began = __import__("time").time()
         out, error = process.communicate(timeout=600)
+        print(script, arguments[0], __import__("time").time() - began)
         assert process.returncode == 0, f"python {script} {' '.join(arguments)}\n{out}\n{error}"
         return out
 
