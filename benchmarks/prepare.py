@@ -86,7 +86,7 @@ def encode_barely(backbone: Backbone, resolution: int, device: str) -> Callable[
         image = Image.open(io.BytesIO(content)).convert("RGB")
         side, left, top = min(image.size), *((length - min(image.size)) // 2 for length in image.size)
         box = (left, top, left + side, top + side)
-        square = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+        square = image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div_(127.5).sub_(1)
 
     def run(shards: Path, out: Path) -> None:

@@ -169,7 +169,7 @@ def _square(image: Image.Image) -> torch.Tensor:
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     box = (left, top, left + side, top + side)
-    square = np.array(image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC, box=box))
+    square = np.array(image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BILINEAR, box=box))
     return torch.from_numpy(square.transpose(2, 0, 1).copy()).float().div_(127.5).sub_(1)
 
 

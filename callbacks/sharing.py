@@ -60,9 +60,26 @@ def shared(
                     made[first] = done
     except Exception as error:
         fault = fault or described(error)
+    if (failed := first_fault(trainer, fault)) is not None:
+        raise RankFailed(failed)
     parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, (made, fault))
-    if faults := [f"rank {number}: {fault}" for number, (_, fault) in enumerate(parts) if fault is not None]:
-        raise RankFailed(faults[0])
-    everything = {first: done for made, _ in parts for first, done in made.items()}
+    torch.distributed.all_gather_object(parts, made)
+    everything = {first: done for made in parts for first, done in made.items()}
     return [item for first in firsts for item in everything[first]]
+
+
+def first_fault(trainer: pl.Trainer, fault: str | None) -> str | None:
+    """What the first of the ranks could not do, the same on all of them; every rank calls it.
+
+    Args:
+        trainer: knows the ranks.
+        fault: what went wrong on this one.
+
+    Returns:
+        The fault, with the rank where there are several; None where all went well.
+    """
+    if trainer.world_size == 1:
+        return fault
+    faults: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(faults, fault)
+    return next((f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault is not None), None)

@@ -10,7 +10,7 @@ The records are not frozen, because OmegaConf would then refuse every override o
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def _fraction(node: str, record: Any, *names: str) -> None:
         value = getattr(record, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{node}{name}={value}: must lie between 0 and 1")
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    """Whether a value is a list of so many numbers."""
+    return isinstance(value, list) and len(value) == count and all(isinstance(number, int | float) for number in value)
 
 
 @dataclass(kw_only=True)
@@ -173,14 +178,16 @@ class Sampler:
     negative_prompt: str | None = None  # caption of the unguided half; null: as the published pipelines
     guidance_rescale: float = 0.0  # 0 to 1: brings a guided prediction's deviation back (Lin et al. 2023)
     eta: float = 0.0  # share of DDIM's noise that is drawn anew at each step
-    size_ids: list[float] | None = None  # original h w, crop top left, target h w; null: each scene's own
+    size_ids: Any = "target"  # of the image that is drawn; scene: each scene's own; or six numbers
 
     def __post_init__(self) -> None:
         """Refuses values that no sampler can have."""
         _at_least("sampler.", self, steps=1, guidance=0)
         _fraction("sampler.", self, "grounding_fraction", "guidance_rescale", "eta")
-        if self.size_ids is not None and len(self.size_ids) != 6:
-            raise ValueError(f"sampler.size_ids={list(self.size_ids)}: must be six numbers of pixels, or null")
+        if isinstance(self.size_ids, str):
+            _choose("sampler.size_ids", self.size_ids, ("target", "scene"))
+        elif self.size_ids is not None and not _are_numbers(self.size_ids, 6):
+            raise ValueError(f"sampler.size_ids={self.size_ids}: must be target, scene or six numbers of pixels")
 
 
 @dataclass(kw_only=True)
@@ -192,8 +199,14 @@ class DataCommon:
     window: int = 8  # shards within which samples are permuted
     flip: bool = False  # mirror half of the samples
     min_area: float = 0.01  # objects that cover less of the cropped picture go
+    min_visible: float = 0.0  # objects go of whose box the crop leaves less than this share
     caption: str = "first"  # of several: the first, or any
     resize: str = "crop"  # how a picture becomes square: crop, squash
+    crop: str = "center"  # which part training cuts out: center, random, random_resized
+    crop_scale: list[float] = field(default_factory=lambda: [0.8, 1.1])  # of random_resized: share of the area
+    crop_ratio: list[float] = field(default_factory=lambda: [0.95, 1.05])  # of random_resized: width over height
+    interpolation: str = "bilinear"  # how pixels are scaled: bilinear, bicubic, lanczos
+    transforms: Any = None  # of a list of shards: what each folder has of its own, [{crop: random}, {}]
     relations: str = "stored"  # those of the shards, or of the boxes (left of, above, inside, …)
     relations_per_object: int | None = None  # of boxes: to the nearest so many others; null: all pairs
     posterior: str = "sample"  # of stored moments of latents: sample draws anew each time, mode takes the mean
@@ -205,14 +218,25 @@ class DataCommon:
     def __post_init__(self) -> None:
         """Refuses values that no loader can have."""
         _at_least("data.", self, workers=0, window=1, relations_per_object=0, cache_bytes=1, validation_samples=0)
-        _fraction("data.", self, "min_area", "max_bad_fraction")
+        _fraction("data.", self, "min_area", "min_visible", "max_bad_fraction")
         _choose("data.caption", self.caption, ("first", "any"))
         listed = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(folder, str) for folder in listed):
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
         _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.crop", self.crop, ("center", "random", "random_resized"))
+        _choose("data.interpolation", self.interpolation, ("bilinear", "bicubic", "lanczos"))
+        self._check_transforms()
         _choose("data.relations", self.relations, ("stored", "boxes"))
         _choose("data.posterior", self.posterior, ("sample", "mode"))
+
+    def _check_transforms(self) -> None:
+        """Refuses what is no list of nodes."""
+        given = self.transforms
+        if given is not None and not (isinstance(given, list) and all(isinstance(one, dict) for one in given)):
+            raise ValueError(
+                f"data.transforms={given}: must be a list of nodes, one for each folder, such as [{{flip: true}},{{}}]"
+            )
 
 
 @dataclass(kw_only=True)
@@ -596,6 +620,17 @@ def as_run_keys(root: type | None) -> tuple[str, ...]:
     if root is None or root not in ROOTS.values():
         return ()
     return tuple(entry.name for entry in fields(root) if entry.metadata.get("as_run"))
+
+
+def takes_anything(path: str) -> bool:
+    """Whether a dotted key of a run, such as `sampler.size_ids`, takes values of several types."""
+    node: Any = Train
+    *groups, name = path.split(".")
+    for group in groups:
+        node = {entry.name: entry.type for entry in fields(node)}.get(group)
+        if not is_dataclass(node):
+            return False
+    return bool(groups) and {entry.name: entry.type for entry in fields(node)}.get(name) is Any
 
 
 def register() -> None:

@@ -27,34 +27,41 @@ class PositionDataset(Dataset[Sample]):
 
     Args:
         shards: Where they are stored.
-        transform: What is made of them.
+        transform: What is made of them; of mixed shards there may be one for each folder.
         order: Which one is at a position; without it they come as they are stored.
     """
 
     def __init__(
         self,
         shards: ShardSet | MixedShards | HeldOutSet,
-        transform: SceneTransform,
+        transform: SceneTransform | Sequence[SceneTransform],
         *,
         order: SampleOrder | MixedOrder | None = None,
     ) -> None:
         self._shards = shards
-        self._transform = transform
+        self._transforms = (transform,) if isinstance(transform, SceneTransform) else tuple(transform)
         self._order = order
         self._windows: dict[int, tuple[int, ...]] = {}  # of each set, the one that was come to last
 
     def __getitem__(self, position: int) -> Sample:
         if self._order is None:
-            return self._transform(self._shards[position], position)
+            return self._transforms[0](self._shards[position], position)
         assert not isinstance(self._shards, HeldOutSet)
         shard, row = self._order[position]
         self._fetch_ahead(self._shards, position)
-        mirrored = self._transform.mirrors(position)
+        transform = self._transform_of(shard)
+        mirrored = transform.mirrors(position)
         try:
-            return self._transform(self._shards.read(shard, row, mirrored=mirrored), position)
+            return transform(self._shards.read(shard, row, mirrored=mirrored), position)
         except SampleUnreadable as error:
             record = _next_readable(self._shards, shard, row, self._order.rows(shard), mirrored=mirrored)
-            return replace(self._transform(record, position), fault=str(error))
+            return replace(transform(record, position), fault=str(error))
+
+    def _transform_of(self, shard: int) -> SceneTransform:
+        """The transform of the folder that a shard is in."""
+        if len(self._transforms) > 1 and isinstance(self._shards, MixedShards):
+            return self._transforms[self._shards.part_of(shard)]
+        return self._transforms[0]
 
     def _fetch_ahead(self, shards: ShardSet | MixedShards, position: int) -> None:
         """Has the shards of the next window fetched, when the first sample of a window comes."""

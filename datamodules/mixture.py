@@ -54,9 +54,13 @@ class MixedShards:
 
     def read(self, shard: int, row: int, *, mirrored: bool = False) -> Record:
         """The sample in a row of a shard, as `ShardSet.read`."""
-        place = bisect.bisect_right(self._shard_ends, shard)
+        place = self.part_of(shard)
         part = self.parts[place]
         return part.read(shard - (self._shard_ends[place] - len(part.sizes)), row, mirrored=mirrored)
+
+    def part_of(self, shard: int) -> int:
+        """Place of the folder that a shard is in."""
+        return bisect.bisect_right(self._shard_ends, shard)
 
     @property
     def fetches_ahead(self) -> bool:
@@ -65,7 +69,7 @@ class MixedShards:
 
     def fetch(self, shards: Sequence[int]) -> None:
         """As `ShardSet.fetch`, of shards of one folder."""
-        place = bisect.bisect_right(self._shard_ends, shards[0])
+        place = self.part_of(shards[0])
         part = self.parts[place]
         part.fetch([shard - (self._shard_ends[place] - len(part.sizes)) for shard in shards])
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS, _LATENTS = range(
-    6
+_SHARDS, _SAMPLES, _FLIPS, _CAPTIONS, _SETS, _LATENTS, _CROPS = range(
+    7
 )  # what a draw is for; each has its own stream of random numbers
 _COINS = 4096  # drawn together
 _REMEMBERED = 4  # windows and epochs kept: a batch touches at most a few
@@ -53,6 +53,11 @@ def latent_noise(seed: int, position: int, shape: Sequence[int]) -> np.ndarray:
     """Standard normal float32 of `shape`, to draw the latent at a position from its distribution: of (seed, position)."""
     sequence = np.random.SeedSequence(seed, spawn_key=(_LATENTS, position))
     return np.random.Generator(np.random.Philox(sequence)).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def crop_draws(seed: int, position: int, count: int) -> list[float]:
+    """`count` uniform numbers in [0, 1), for where the sample at a position is cut: of (seed, position)."""
+    return ((_keys(seed, _CROPS, position, count=count) >> np.uint64(11)) * 2.0**-53).tolist()
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)

@@ -7,7 +7,7 @@ needs nothing but the step. Here it is tied to a Trainer; the arithmetic is in `
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,25 @@ from datamodules.shard_index import read_index
 from datamodules.shard_writer import describe
 from datamodules.shards import ShardCache, ShardError, ShardSet, has_shards
 from datamodules.storage import named
-from datamodules.transforms import FLIPPED_LATENT, SceneTransform
+from datamodules.transforms import CUT_LATENT, FLIPPED_LATENT, SceneTransform
 
 __all__ = ["Batch", "Part", "SceneDataModule"]
 
 log = logging.getLogger(__name__)
 
 Make = Callable[..., object]
+PER_FOLDER = (
+    "caption",
+    "crop",
+    "crop_ratio",
+    "crop_scale",
+    "flip",
+    "interpolation",
+    "min_area",
+    "min_visible",
+    "resize",
+)
+"""Settings of training samples that a folder of several may have of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +73,22 @@ class SceneDataModule(pl.LightningDataModule):
         shards: Folder of the training shards, or several that are mixed by weight.
         resolution: Height and width of the pictures, px; latents must have been made of pictures of that size.
         batch_size: Samples of an optimizer step over all ranks and accumulation steps.
-        seed: Seed of the order and of the mirroring.
+        seed: Seed of the order, the crops and the mirroring.
         accumulate: Micro-batches of an optimizer step.
         window: Shards that are shuffled together.
         workers: Processes that fetch, on each rank.
         flip: Whether half of the training samples are mirrored; latents can where those of the mirrored pictures are stored too.
         weights: Of a list of folders, how often each has its turn: whole numbers, one for each. A folder by itself has none.
         min_area: Objects whose box covers less than this share of the cropped picture go.
+        min_visible: Objects go of whose box the crop leaves less than this share; held-out scenes too.
         caption: Where a picture has several captions: "first", or "any" to draw one in training.
         resize: How pictures become square, "crop" or "squash"; as in `SceneTransform`.
+        crop: Which part of a training sample is cut out, "center", "random" or "random_resized"; held-out scenes have the centre.
+        crop_scale: Of "random_resized", as in `SceneTransform`.
+        crop_ratio: Likewise.
+        interpolation: How pixels are scaled, as in `SceneTransform`; of held-out scenes too.
+        transforms: Of a list of folders, for each the settings of training samples that are its own, out of `PER_FOLDER`; {} for
+            none. A folder by itself has none.
         relations: Those that are "stored", or those of the "boxes"; as in `SceneTransform`, held-out scenes too.
         relations_per_object: Of the "boxes", for each object; None is all pairs.
         posterior: Of stored moments, "sample" draws a latent anew at each position of the training stream, "mode" takes the mean;
@@ -92,8 +111,8 @@ class SceneDataModule(pl.LightningDataModule):
         bad_samples: Samples of the rank's batches so far that could not be read.
 
     Raises:
-        ValueError: `batch_size` is not a multiple of `accumulate`; weights do not fit the folders, or `make` is to make
-            several of them; `validation_samples` is below 0.
+        ValueError: `batch_size` is not a multiple of `accumulate`; weights or transforms do not fit the folders, or `make` is
+            to make several of them; `validation_samples` is below 0.
     """
 
     def __init__(
@@ -109,8 +128,14 @@ class SceneDataModule(pl.LightningDataModule):
         flip: bool = False,
         weights: Sequence[int] | None = None,
         min_area: float = 0.01,
+        min_visible: float = 0.0,
         caption: str = "first",
         resize: str = "crop",
+        crop: str = "center",
+        crop_scale: Sequence[float] = (0.8, 1.1),
+        crop_ratio: Sequence[float] = (0.95, 1.05),
+        interpolation: str = "bilinear",
+        transforms: Sequence[Mapping[str, Any]] | None = None,
         relations: str = "stored",
         relations_per_object: int | None = None,
         posterior: str = "sample",
@@ -144,13 +169,24 @@ class SceneDataModule(pl.LightningDataModule):
         self._validation_transform = SceneTransform(
             resolution=resolution,
             min_area=min_area,
+            min_visible=min_visible,
             resize=resize,
+            interpolation=interpolation,
             relations=relations,
             relations_per_object=relations_per_object,
         )
         self._transform = replace(
-            self._validation_transform, flip=flip, seed=seed, caption=caption, posterior=posterior
+            self._validation_transform,
+            flip=flip,
+            seed=seed,
+            caption=caption,
+            posterior=posterior,
+            crop=crop,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
         )
+        of_folders = None if isinstance(shards, str | Path) else transforms
+        self._transforms = _of_folders(self._transform, of_folders, len(self.folders))
         self._make = _own(self.folders[0], make)
         self._make_validation = _own(self.validation_shards, make_validation)
 
@@ -173,7 +209,7 @@ class SceneDataModule(pl.LightningDataModule):
     def teardown(self, stage: str | None = None) -> None:
         """Say what was lost."""
         if self.dropped_objects:
-            log.warning("%d objects went because the centre crop left too little of them", self.dropped_objects)
+            log.warning("%d objects went because the crop left too little of them", self.dropped_objects)
         if self.bad_samples:
             log.warning("rank %d: %d of %d samples could not be read", self._rank, self.bad_samples, self._samples)
 
@@ -181,7 +217,10 @@ class SceneDataModule(pl.LightningDataModule):
     def training_set(self) -> ShardSet | MixedShards:
         """The training samples."""
         _refuse_other_source(self.folders[0], self._make, setting="make")
-        opened = [_opened(folder, self._transform, self._cache) for folder in self.folders]
+        opened = [
+            _opened(folder, transform, self._cache)
+            for folder, transform in zip(self.folders, self._transforms, strict=True)
+        ]
         if self._cache is not None:
             _check_room(opened, self._cache, self.window)
         return opened[0] if len(opened) == 1 else MixedShards(opened)
@@ -270,7 +309,7 @@ class SceneDataModule(pl.LightningDataModule):
             first = self._next_micro_batch(trainer)
             return (batches.positions(number, trainer.global_rank) for number in range(first, length))
 
-        dataset = PositionDataset(self.training_set, self._transform, order=self.order)
+        dataset = PositionDataset(self.training_set, self._transforms, order=self.order)
         return self._loader(dataset, plan, length)
 
     def val_dataloader(self) -> PositionLoader:
@@ -384,7 +423,7 @@ def _opened(path: str | Path, transform: SceneTransform, cache: ShardCache | Non
         The samples.
 
     Raises:
-        ShardError: They are latents of another size, or to be mirrored without mirrored ones; or relations are
+        ShardError: They are latents of another size, to be cut, or to be mirrored without mirrored ones; or relations are
             asked for of boxes that are not there.
     """
     stored = ShardSet(path, cache=cache)
@@ -392,6 +431,8 @@ def _opened(path: str | Path, transform: SceneTransform, cache: ShardCache | Non
         raise ShardError(f"data.relations=boxes: {path} has no boxes; set data.relations=stored or give other shards")
     if stored.latents is None:
         return stored
+    if transform.crop != "center":
+        raise ShardError(f"data.crop={transform.crop}: {path}: {CUT_LATENT}")
     if transform.flip and not stored.latents.flipped:
         raise ShardError(f"data.flip=true: {path}: {FLIPPED_LATENT}")
     if stored.latents.pixels != (transform.resolution, transform.resolution):
@@ -400,6 +441,32 @@ def _opened(path: str | Path, transform: SceneTransform, cache: ShardCache | Non
             f"{stored.latents.pixels}; set data.resolution to that or give other shards"
         )
     return stored
+
+
+def _of_folders(
+    common: SceneTransform, own: Sequence[Mapping[str, Any]] | None, folders: int
+) -> tuple[SceneTransform, ...]:
+    """The transform of each folder.
+
+    Args:
+        common: What all have that have nothing of their own.
+        own: Settings of each folder; None for none.
+        folders: Their number.
+
+    Returns:
+        One for each folder.
+
+    Raises:
+        ValueError: They do not fit the folders, or name no setting that a folder may have.
+    """
+    given = [{}] * folders if own is None else list(own)
+    if len(given) != folders:
+        raise ValueError(
+            f"data.transforms: {len(given)} for {folders} folders of shards; give one for each, {{}} for none"
+        )
+    if unknown := sorted(key for one in given for key in one if key not in PER_FOLDER):
+        raise ValueError(f"data.transforms: {unknown[0]}: no such setting of a folder (have: {', '.join(PER_FOLDER)})")
+    return tuple(replace(common, **one) for one in given)
 
 
 def _check_room(parts: Sequence[ShardSet], cache: ShardCache, window: int) -> None:

@@ -1,16 +1,19 @@
 """From a stored record to a training sample: size, mirroring, value range, caption; the Scene moves along.
 
-Whether a picture is mirrored, which caption it has and which latent is drawn from stored moments depends on
+Where an image is cut, whether it is mirrored, which caption it has and which latent is drawn from stored moments depends on
 (seed, position) alone, so a resumed run sees what an unbroken one sees. Nothing here draws from a generator of the
 process. Legend: H = W = resolution, (C, h, w) a latent.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.crops import CROPS, Window, center_window, random_resized_window, random_window
 from datamodules.order import choice, flips, latent_noise
 from datamodules.shards import Record
 from scenes.graph import related_by_boxes
@@ -20,10 +23,16 @@ CAPTIONS = ("first", "any")
 RESIZES = ("crop", "squash")
 RELATIONS = ("stored", "boxes")
 POSTERIORS = ("sample", "mode")
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 FLIPPED_LATENT = (
     "the shards hold latents, which cannot be mirrored, and none of the mirrored pictures; set data.flip=false, or make latents "
     "of pictures with stage.flipped=true"
 )
+CUT_LATENT = "the shards hold latents, which cannot be cut anew; set data.crop=center, or give shards of images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +65,60 @@ class SceneTransform:
         flip: Whether half of the samples are mirrored left to right, picture and scene together.
         seed: Seed of that choice and of the captions'.
         min_area: Objects whose box covers less than this share of what is left of the picture go.
+        min_visible: Objects go of whose box the crop leaves less than this share.
         caption: Where a source kept several captions: "first" takes the scene's own, "any" draws one.
-        resize: How a picture becomes square: "crop" scales its short side and cuts the centre out, "squash" scales both
-            sides and keeps all of it.
+        resize: How a picture becomes square: "crop" cuts a part out and scales it, "squash" scales both sides and keeps all
+            of it.
+        crop: Which part of samples with a position is cut out: the "center" square, a "random" square of the short side, or a
+            "random_resized" window (`crops.py`). What has no position (held-out scenes, latents to be made) has the centre.
+        crop_scale: Of "random_resized": least and largest share of the picture's area.
+        crop_ratio: Of "random_resized": least and largest width over height, which scaling to the square evens out.
+        interpolation: How pixels are scaled: "bilinear", "bicubic" or "lanczos", each smoothed where it scales down (Pillow's).
         relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
         relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
         posterior: What becomes of stored moments: "sample" draws a latent anew at each position, "mode" takes the mean.
 
     Raises:
-        ValueError: Another word for a choice, a share outside [0, 1), or a negative number of relations.
+        ValueError: Another word for a choice, a share or range that is none, a crop of what is squashed, or a negative number of
+            relations.
     """
 
     resolution: int
     flip: bool = False
     seed: int = 0
     min_area: float = 0.01
+    min_visible: float = 0.0
     caption: str = "first"
     resize: str = "crop"
+    crop: str = "center"
+    crop_scale: Sequence[float] = (0.8, 1.1)
+    crop_ratio: Sequence[float] = (0.95, 1.05)
+    interpolation: str = "bilinear"
     relations: str = "stored"
     relations_per_object: int | None = None
     posterior: str = "mode"
 
     def __post_init__(self) -> None:
         """Refuse what no sample can be made with."""
-        words = {"caption": CAPTIONS, "resize": RESIZES, "relations": RELATIONS, "posterior": POSTERIORS}
+        words = {
+            "caption": CAPTIONS,
+            "resize": RESIZES,
+            "crop": CROPS,
+            "interpolation": INTERPOLATIONS,
+            "relations": RELATIONS,
+            "posterior": POSTERIORS,
+        }
         for name, choices in words.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"data.{name}={value}: no such choice; take {' or '.join(choices)}")
+        if self.crop != "center" and self.resize == "squash":
+            raise ValueError(f"data.crop={self.crop}: data.resize=squash cuts nothing out; set data.resize=crop")
+        for name in ("crop_scale", "crop_ratio"):
+            bounds = list(getattr(self, name))
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
+                raise ValueError(f"data.{name}={bounds}: give the least and the largest, above 0, such as [0.8,1.1]")
+        if not 0 <= self.min_visible <= 1:
+            raise ValueError(f"data.min_visible={self.min_visible}: give a share of an object's box, from 0 to 1")
         if self.relations_per_object is not None and self.relations_per_object < 0:
             raise ValueError(f"data.relations_per_object={self.relations_per_object}: give 0 or more, or null for all")
         if not 0 <= self.min_area < 1:
@@ -93,16 +129,18 @@ class SceneTransform:
 
         Args:
             record: What is stored.
-            position: Where it stands; it decides mirroring and caption.
+            position: Where it stands; it decides crop, mirroring and caption.
 
         Returns:
             The sample, a latent as float32.
 
         Raises:
-            ValueError: The sample is to be mirrored, and the record is a latent that is not.
+            ValueError: The sample is to be mirrored, and the record is a latent that is not; or a latent is to be cut.
         """
         record = replace(record, scene=self._captioned(record.scene, position))
         if record.latent is not None:
+            if self.crop != "center":
+                raise ValueError(f"data.crop={self.crop}: {CUT_LATENT}")
             if self.mirrors(position) and not record.mirrored:
                 raise ValueError(f"data.flip=true: {FLIPPED_LATENT}")
             scene, dropped = record.scene.without_small(self.min_area)
@@ -110,7 +148,8 @@ class SceneTransform:
             latent = self._drawn(record.latent, record.log_variance, position)
             scene = scene.flip() if record.mirrored else scene
             return Sample(latent=latent, scene=scene, position=position, dropped=dropped)
-        image, scene, dropped = self.square(record.image, record.scene)
+        assert record.image is not None
+        image, scene, dropped = self.square(record.image, record.scene, position)
         scene = self._related(scene)
         if self.mirrors(position):
             image, scene = image[:, ::-1], scene.flip()
@@ -133,15 +172,66 @@ class SceneTransform:
         captions = scene.provenance.get("captions") if self.caption == "any" else None
         return replace(scene, caption=captions[choice(self.seed, position, len(captions))]) if captions else scene
 
-    def square(self, image: np.ndarray | Image.Image, scene: Scene) -> tuple[np.ndarray, Scene, int]:
-        """As `centre_square` or `squashed`, whichever is asked for."""
-        square = centre_square if self.resize == "crop" else squashed
-        return square(image, scene, self.resolution, min_area=self.min_area)
+    def square(
+        self, image: np.ndarray | Image.Image, scene: Scene, position: int | None = None
+    ) -> tuple[np.ndarray, Scene, int]:
+        """Cut an image and scale it to `resolution`; one of that size of which all is kept stays as it is.
+
+        Args:
+            image: (height, width, 3) uint8, or the same as an RGB image.
+            scene: The scene in the frame of that image.
+            position: Of the sample in the stream of samples, which decides a random crop; None cuts the centre out.
+
+        Returns:
+            (resolution, resolution, 3) uint8, the scene moved along, and how many of its objects went.
+
+        Raises:
+            ValueError: The scene's frame is of another size than the image.
+        """
+        size, square = _size(image), (self.resolution, self.resolution)
+        window = self._window(size, position)
+        if size == square and window == (0, 0, *size):
+            return np.asarray(image), *scene.without_small(self.min_area)
+        scene, dropped = self._cut(_framed(scene, size), window)
+        top, left, height, width = window
+        opened = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        box = (left, top, left + width, top + height)
+        return np.asarray(opened.resize(square, INTERPOLATIONS[self.interpolation], box=box)), scene, dropped
 
     def scene(self, scene: Scene) -> Scene:
-        """What becomes of a scene alone: its square and its relations; never mirrored, under its own caption."""
-        scene, _ = squared(scene, self.resolution, resize=self.resize, min_area=self.min_area)
-        return self._related(scene)
+        """What becomes of a scene alone: its square and its relations; never mirrored, under its own caption.
+
+        Args:
+            scene: The scene; without a frame its boxes are taken to be of a square.
+
+        Returns:
+            The scene in its new frame.
+        """
+        size = None if scene.frame is None else scene.frame.target
+        if size is None or size == (self.resolution, self.resolution):
+            return self._related(scene.without_small(self.min_area)[0])
+        return self._related(self._cut(scene, self._window(size))[0])
+
+    def _window(self, size: tuple[int, int], position: int | None = None) -> Window:
+        """The part of an image of (height, width) px that becomes the square."""
+        if self.resize == "squash":
+            return 0, 0, *size
+        if self.crop == "center" or position is None:
+            return center_window(size)
+        if self.crop == "random":
+            return random_window(size, seed=self.seed, position=position)
+        return random_resized_window(
+            size, scale=self.crop_scale, ratio=self.crop_ratio, seed=self.seed, position=position
+        )
+
+    def _cut(self, scene: Scene, window: Window) -> tuple[Scene, int]:
+        """The scene of a window of its image that is scaled to the square, and how many of its objects went."""
+        if scene.frame is not None and window == (0, 0, *scene.frame.target):
+            scene, dropped = scene.without_small(self.min_area)
+        else:
+            scene, dropped = scene.crop(*window, min_area=self.min_area, min_visible=self.min_visible)
+        assert scene.frame is not None
+        return replace(scene, frame=replace(scene.frame, target=(self.resolution, self.resolution))), dropped
 
     def _related(self, scene: Scene) -> Scene:
         """The scene with the relations that are asked for."""
@@ -150,96 +240,9 @@ class SceneTransform:
         return related_by_boxes(scene, max_per_object=self.relations_per_object)
 
 
-def centre_square(
-    image: np.ndarray | Image.Image, scene: Scene, resolution: int, *, min_area: float = 0.01
-) -> tuple[np.ndarray, Scene, int]:
-    """Scale the short side to `resolution` and cut the centre out; a picture of that size stays as it is.
-
-    Args:
-        image: (height, width, 3) uint8, or the same as an RGB picture.
-        scene: The scene in the frame of that picture.
-        resolution: Height and width that come out, px.
-        min_area: Objects whose box covers less than this share of the centre go.
-
-    Returns:
-        (resolution, resolution, 3) uint8, the scene moved along, and how many of its objects went.
-
-    Raises:
-        ValueError: The scene's frame is of another size than the picture.
-    """
-    height, width = size = _size(image)
-    if size == (resolution, resolution):
-        return np.asarray(image), *scene.without_small(min_area)
-    top, left, side = _centre(height, width)
-    scene, dropped = squared(_framed(scene, size), resolution, min_area=min_area)
-    window = (left, top, left + side, top + side)
-    resized = _picture(image).resize((resolution, resolution), Image.Resampling.BICUBIC, box=window)
-    return np.asarray(resized), scene, dropped
-
-
-def squashed(
-    image: np.ndarray | Image.Image, scene: Scene, resolution: int, *, min_area: float = 0.01
-) -> tuple[np.ndarray, Scene, int]:
-    """Scale height and width to `resolution` each, whatever the proportions; boxes stay, being parts of the picture.
-
-    Args:
-        image: (height, width, 3) uint8, or the same as an RGB picture.
-        scene: The scene in the frame of that picture.
-        resolution: Height and width that come out, px.
-        min_area: Objects whose box covers less than this share of the picture go.
-
-    Returns:
-        (resolution, resolution, 3) uint8, the scene moved along, and how many of its objects went.
-
-    Raises:
-        ValueError: The scene's frame is of another size than the picture.
-    """
-    size = _size(image)
-    if size == (resolution, resolution):
-        return np.asarray(image), *scene.without_small(min_area)
-    scene, dropped = squared(_framed(scene, size), resolution, resize="squash", min_area=min_area)
-    resized = _picture(image).resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return np.asarray(resized), scene, dropped
-
-
-def squared(scene: Scene, resolution: int, *, resize: str = "crop", min_area: float = 0.01) -> tuple[Scene, int]:
-    """What becomes of a scene when its picture is made square; the picture itself is not needed.
-
-    Args:
-        scene: The scene; without a frame its boxes are taken to be of a square.
-        resolution: Height and width that come out, px.
-        resize: "crop" for the centre square, "squash" for all of the picture.
-        min_area: Objects whose box covers less than this share of what is left go.
-
-    Returns:
-        The scene in its new frame, and how many of its objects went.
-    """
-    size = None if scene.frame is None else scene.frame.target
-    if scene.frame is None or size is None or size == (resolution, resolution):
-        return scene.without_small(min_area)
-    height, width = size
-    if resize == "crop" and height != width:
-        top, left, side = _centre(height, width)
-        scene, dropped = scene.crop(top, left, side, side, min_area=min_area)
-    else:
-        scene, dropped = scene.without_small(min_area)
-    assert scene.frame is not None
-    return replace(scene, frame=replace(scene.frame, target=(resolution, resolution))), dropped
-
-
 def _size(image: np.ndarray | Image.Image) -> tuple[int, int]:
     """(height, width) px."""
     return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
-
-
-def _picture(image: np.ndarray | Image.Image) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.fromarray(image)
-
-
-def _centre(height: int, width: int) -> tuple[int, int, int]:
-    """(top, left, side) of the centre square, px."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side
 
 
 def _framed(scene: Scene, size: tuple[int, int]) -> Scene:

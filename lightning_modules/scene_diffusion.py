@@ -14,12 +14,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from datamodules.order import latent_noise
 from datamodules.scene_datamodule import Batch
 from lightning_modules.averaging import MovingAverage
 from lightning_modules.guard import MicroBatch, Verdict, gathered, judge, ranks, rewind, told
@@ -51,6 +53,8 @@ class SceneDiffusion(pl.LightningModule):
         sampler: draws pictures for callbacks and evaluation.
         average: settings of `MovingAverage`; None for no average.
         seed: with a sample's global position it decides the sample's noise.
+        posterior: what training takes of an image: "sample" draws its latent from the autoencoder's distribution, "mode" takes
+            the mean, as validation does.
         max_nonfinite: steps in a row that are left out, because a loss or a gradient is not finite, before the run stops.
         channels_last: keep the UNet and its input in channels-last memory.
         compiled: compile the UNet in place; keys stay as they are.
@@ -69,6 +73,7 @@ class SceneDiffusion(pl.LightningModule):
         sampler: Sampler,
         average: Mapping[str, Any] | None = None,
         seed: int = 0,
+        posterior: str = "mode",
         max_nonfinite: int = 0,
         channels_last: bool = False,
         compiled: bool = False,
@@ -81,6 +86,7 @@ class SceneDiffusion(pl.LightningModule):
         self.objective, self.drops, self.sampler = objective, drops, sampler
         self._optimizer, self._schedule = optimizer, dict(schedule)
         self.seed, self.max_nonfinite, self.nonfinite = seed, max_nonfinite, 0
+        self.posterior = posterior
         self._done: list[MicroBatch] = []
         self._is_left_out = False
         self._bad_samples = 0
@@ -113,9 +119,22 @@ class SceneDiffusion(pl.LightningModule):
         return self.conditioning if self.adapters else self.backbone
 
     def on_fit_start(self) -> None:
-        """Refuses a denoiser that wants a picture to inpaint: training data has none."""
+        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half.
+
+        Raises:
+            ValueError: either.
+        """
         if self.backbone.inpaints:
             raise ValueError(f"backbone: {INPAINTS}")
+        if (
+            not self.adapters
+            and self.backbone.unet.dtype != torch.float32
+            and "16-true" not in str(self.trainer.precision)
+        ):
+            raise ValueError(
+                f"backbone.dtype: {self.backbone.unet.dtype}, but without an adapter the backbone itself trains, whose small "
+                "steps half precision loses; set backbone.dtype=float32"
+            )
 
     def on_train_start(self) -> None:
         """Forgets what an attempt before this one wrote down of steps that come again."""
@@ -181,7 +200,7 @@ class SceneDiffusion(pl.LightningModule):
 
     def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
         """What the losses are the sum of: the objective's (B,) first, then those that methods have of their own, by name."""
-        latents = self.latents(batch).contiguous(memory_format=self._format)
+        latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self._format)
         draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
         given: dict[str, Any] = {}
         scenes, captions = batch.scenes, batch.scenes.captions
@@ -197,12 +216,24 @@ class SceneDiffusion(pl.LightningModule):
             **self.conditioning.losses(inputs),
         }
 
-    def latents(self, batch: Batch) -> Tensor:
-        """(B, C, h, w) latents: those that the batch brings, or of its pictures."""
-        if batch.latents is None:
+    def latents(self, batch: Batch, keys: Sequence[int] | None = None) -> Tensor:
+        """(B, C, h, w) latents: those that the batch brings, or of its pictures.
+
+        Args:
+            batch: B samples.
+            keys: of each sample, which with the seed decides what is drawn; None takes the mean of each distribution.
+
+        Returns:
+            At a position the draw is that of stored moments there, so that training on either is the same.
+        """
+        if batch.latents is not None:
+            self.backbone.check_latents(tuple(batch.latents.shape[1:]))
+            return batch.latents
+        if keys is None or self.posterior == "mode" or self.backbone.autoencoder is None:
             return self.backbone.encode_images(batch.images)
-        self.backbone.check_latents(tuple(batch.latents.shape[1:]))
-        return batch.latents
+        mean, log_variance = self.backbone.encode_moments(batch.images).chunk(2, dim=1)
+        noise = [latent_noise(self.seed, key, mean.shape[1:]) for key in keys]
+        return mean + torch.from_numpy(np.stack(noise)).to(mean) * (log_variance / 2).exp()
 
     @property
     def _nonfinite_file(self) -> Path:

@@ -171,6 +171,17 @@ class Metric(ABC):
             Values by name.
         """
 
+    def tallies(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Numbers that tell how much the values say, for the log of a training; none unless the metric has some.
+
+        Args:
+            rows: As for `compute`.
+
+        Returns:
+            Numbers by name.
+        """
+        return {}
+
 
 class SceneMetric(Metric):
     """A metric that scores each picture by itself; its values are the means of its columns over scenes.

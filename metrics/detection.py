@@ -154,6 +154,18 @@ class Detection(Metric):
         values["known"] = mean_over_scenes(scored, shares, seed=self.seed)
         return values
 
+    def tallies(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Boxes that were asked for, and those of them that count.
+
+        Args:
+            rows: Rows of this metric.
+
+        Returns:
+            "boxes" and "boxes_known".
+        """
+        known = sum(len(row["labels"]) for row in rows if "failure" not in row)
+        return {"boxes": known + sum(row["unknown"] for row in rows if "failure" not in row), "boxes_known": known}
+
     def _figures(self, rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         evaluator = evaluated(rows)
         if evaluator is None:

@@ -10,7 +10,7 @@ Legend: M strings, R rows, T tokens of a row, K tokens of all strings end to end
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -136,6 +136,12 @@ class Tokens:
     def nothing(cls) -> Tokens:
         """No string at all."""
         return cls(hidden=torch.empty(0, 0), pooled=None, spans={}, cut={})
+
+    def to(self, dtype: torch.dtype) -> Tokens:
+        """The same tokens in another precision."""
+        return replace(
+            self, hidden=self.hidden.to(dtype), pooled=None if self.pooled is None else self.pooled.to(dtype)
+        )
 
     def inner(self, string: str) -> range:
         """Where the tokens of a string lie in `hidden`, start and end token left out."""

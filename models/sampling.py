@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from models.backbones.base import Backbone
     from scenes import SceneBatch
 
+SIZE_IDS = ("target", "scene")
+
 
 class Sampler:
     """Draws pictures for scenes.
@@ -43,8 +45,9 @@ class Sampler:
         negative_prompt: the caption of the unguided half; None is what the published pipelines do: zero tokens and a zero
             pooled vector where the backbone has one (SDXL), else the encoded "".
         eta: share of DDIM's noise that is drawn anew at each step; 0 is deterministic.
-        size_ids: original height and width, crop top and left, target height and width, in place of those that
-            the backbone gives; for backbones that take them.
+        size_ids: what a backbone that takes size ids is given: "target", the size of the image that is drawn as original and as
+            target, uncropped; "scene", those of `Backbone.size_ids`, which for a scene of a data set say the size of its real
+            image; or six numbers: original height and width, crop top and left, target height and width. None is "target".
 
     Raises:
         ValueError: a setting out of its range.
@@ -64,7 +67,7 @@ class Sampler:
         grounding_fraction: float = 1.0,
         negative_prompt: str | None = None,
         eta: float = 0.0,
-        size_ids: Sequence[float] | None = None,
+        size_ids: str | Sequence[float] | None = "target",
     ) -> None:
         if steps < 1:
             raise ValueError(f"sampler.steps: {steps} is less than 1; give a positive number")
@@ -79,7 +82,9 @@ class Sampler:
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
         self.grounding_fraction = grounding_fraction
         self.negative_prompt = negative_prompt
-        self.size_ids = check_size_ids("sampler", size_ids)
+        if isinstance(size_ids, str) and size_ids not in SIZE_IDS:
+            raise ValueError(f"sampler.size_ids: {size_ids!r} is unknown; take {', '.join(SIZE_IDS)} or six numbers")
+        self.size_ids = size_ids if isinstance(size_ids, str) else check_size_ids("sampler", size_ids) or "target"
 
     @torch.no_grad()
     def __call__(
@@ -163,7 +168,8 @@ class Sampler:
             )
         if backbone.inpaints and not has_picture:
             raise ValueError(f"inpaint: None, but {INPAINTS}")
-        check_size_ids("sampler", self.size_ids, is_taken=backbone.has_size_ids)
+        if not isinstance(self.size_ids, str):
+            check_size_ids("sampler", self.size_ids, is_taken=backbone.has_size_ids)
 
     def _schedule(self, backbone: Backbone, generators: list[torch.Generator]) -> tuple[Any, dict[str, Any]]:
         """The scheduler, its steps set, and what its `step` takes beside prediction, time and latents."""
@@ -202,8 +208,9 @@ class Sampler:
             given = torch.tensor([True] * len(scenes) + [negative is not None for negative in negatives])
             kept = given if backbone.has_pooled else None
             inputs = conditioning(backbone, both, captions, grid, size=size, kept=kept)
-        if self.size_ids is not None and inputs.size_ids is not None:
-            size_ids = torch.tensor(list(self.size_ids), device=inputs.size_ids.device, dtype=torch.float32)
+        if self.size_ids != "scene" and inputs.size_ids is not None:
+            numbers = [*size, 0, 0, *size] if self.size_ids == "target" else self.size_ids
+            size_ids = torch.tensor(numbers, device=inputs.size_ids.device, dtype=torch.float32)
             inputs = replace(inputs, size_ids=size_ids.expand_as(inputs.size_ids))
         if held is not None and backbone.inpaints:
             inputs = replace(inputs, inpainting=torch.cat([held.channels] * self._halves))

@@ -47,6 +47,17 @@ class PhraseFeatures:
     lengths: Tensor
     towers: tuple["PhraseFeatures", ...] = ()
 
+    def to(self, dtype: torch.dtype) -> "PhraseFeatures":
+        """The same features in another precision."""
+        return PhraseFeatures(
+            last_hidden=self.last_hidden.to(dtype),
+            penultimate_hidden=self.penultimate_hidden.to(dtype),
+            pooled=self.pooled.to(dtype),
+            projected=None if self.projected is None else self.projected.to(dtype),
+            lengths=self.lengths,
+            towers=tuple(tower.to(dtype) for tower in self.towers),
+        )
+
     @property
     def mask(self) -> Tensor:
         """(M, T) bool, True on the string's own tokens (start and end included), False on padding."""
@@ -74,6 +85,10 @@ class Prompt:
 
     tokens: Tensor
     pooled: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "Prompt":
+        """The same prompt in another precision."""
+        return Prompt(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
 
     def blanked(self, kept: Tensor) -> "Prompt":
         """The same with zero tokens and a zero pooled vector where `kept` (B,) bool is False."""

@@ -13,7 +13,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -59,7 +59,9 @@ class Latents(Stage):
         model: What decides which autoencoder that is, as JSON values, for the index.
         resolution: Height and width of the pictures that are encoded, px; None takes the backbone's.
         resize: How pictures become square, as in `SceneTransform`; training on latents has no choice any more.
+        interpolation: How their pixels are scaled, as there.
         min_area: Objects that cover less than this share of the square go; 0 leaves that to training.
+        min_visible: Objects go of whose box the square leaves less than this share.
         store: "moments" stores mean and log-variance, so that training can draw; "mode" the mean alone; "sample" one draw, as
             latents are published, its noise a function of (seed, scene id).
         flipped: Whether the mirrored picture's is stored too, so that training can mirror.
@@ -84,7 +86,9 @@ class Latents(Stage):
         model: Mapping[str, Any],
         resolution: int | None = None,
         resize: str = "crop",
+        interpolation: str = "bilinear",
         min_area: float = 0.0,
+        min_visible: float = 0.0,
         store: str = "moments",
         flipped: bool = False,
         pictures: bool = False,
@@ -102,9 +106,11 @@ class Latents(Stage):
         for setting, number in (("batch_size", batch_size), ("threads", threads)):
             if number < 1:
                 raise ValueError(f"stage.{setting}={number}: give 1 or more")
-        SceneTransform(resolution=1, resize=resize, min_area=min_area)  # refuses what it would refuse later
-        self._open, self._model = backbone, dict(model)
-        self._resolution, self._resize, self._min_area = resolution, resize, min_area
+        # refuses at once what it would refuse later
+        self._square = SceneTransform(
+            resolution=1, resize=resize, interpolation=interpolation, min_area=min_area, min_visible=min_visible
+        )
+        self._open, self._model, self._resolution = backbone, dict(model), resolution
         self._store, self._flipped, self._pictures, self._dtype = store, flipped, pictures, dtype
         self._precision, self._seed = precision, seed
         self._batch_size, self._threads = batch_size, threads
@@ -115,8 +121,10 @@ class Latents(Stage):
         return {
             "backbone": self._model,
             "resolution": self.resolution,
-            "resize": self._resize,
-            "min_area": self._min_area,
+            "resize": self._square.resize,
+            "interpolation": self._square.interpolation,
+            "min_area": self._square.min_area,
+            "min_visible": self._square.min_visible,
             "store": self._store,
             "flipped": self._flipped,
             "pictures": self._pictures,
@@ -192,7 +200,7 @@ class Latents(Stage):
 
     def _decoded(self, samples: Iterable[Sample], pool: ThreadPoolExecutor) -> Iterator[Future[_Square]]:
         """Yields samples with their squares to come, up to two batches of which are under way."""
-        square = SceneTransform(resolution=self.resolution, resize=self._resize, min_area=self._min_area).square
+        square = replace(self._square, resolution=self.resolution).square
 
         def decode(sample: Sample) -> _Square:
             image, scene, dropped = square(sample.picture(), sample.scene)

@@ -74,6 +74,7 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         backbone = backbone or build_backbone(cfg)
+    _check_precision(backbone, cfg.trainer.precision)
     conditioning = build_conditioning(cfg, backbone, restored=restored)
     optimizer = OmegaConf.to_container(cfg.optimizer, resolve=True)
     schedule = {key: optimizer.pop(key) for key in ("schedule", "warmup_steps", "final_fraction")}
@@ -88,11 +89,32 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
         sampler=instantiate(cfg.sampler, _convert_="all"),
         average=average,
         seed=cfg.seed,
+        posterior=cfg.data.get("posterior", "mode"),
         max_nonfinite=cfg.trainer.max_nonfinite,
         channels_last=cfg.trainer.channels_last,
         compiled=cfg.trainer.compile,
         checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
     )
+
+
+def _check_precision(backbone: Backbone, precision: str) -> None:
+    """Refuses frozen weights in another half precision than that in which they would compute: all sums would be in float32.
+
+    Args:
+        backbone: the diffusion model.
+        precision: the trainer's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    from runtime.device import MIXED
+
+    held, computed = str(backbone.unet.dtype).removeprefix("torch."), MIXED.get(precision)
+    if held in ("bfloat16", "float16") and computed is not None and backbone.unet.dtype != computed:
+        fitting = str(computed).removeprefix("torch.")
+        raise ValueError(
+            f"backbone.dtype={held}: trainer.precision={precision} computes in {fitting}; set backbone.dtype={fitting}"
+        )
 
 
 def _optimizer(node: dict[str, Any], *, shared: bool = False) -> Callable[..., torch.optim.Optimizer]:

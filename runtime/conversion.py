@@ -48,6 +48,8 @@ def convert(cfg: DictConfig) -> str:
 def _from_run(cfg: DictConfig) -> tuple[Adapter, Backbone, str]:
     """An adapter of a run, with the backbone that it was trained on."""
     run_cfg = load_run_config(cfg.run, cfg)
+    if "dtype" in run_cfg.backbone and (cfg.backbone is None or cfg.backbone.get("dtype") is None):
+        run_cfg.backbone.dtype = "float32"  # an export has the weights whole, in whichever precision the run held them
     module, checkpoint = load_module(_lean(run_cfg, cfg.form), cfg.checkpoint)
     name = _only(module.conditioning, cfg.adapter, setting="adapter", where=f"run={cfg.run}")
     adapter = module.conditioning.named[name]

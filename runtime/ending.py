@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from loggers.metrics_csv import read_metrics
 
 SMOOTHED = 20  # entries of the log that a loss is the mean of
-SHOWN = ("layout/layout_iou", "validation/loss")
+SHOWN = ("layout/layout_iou", "layout/ap50", "validation/loss")
 
 
 def ended(cfg: DictConfig, step: int) -> str:

@@ -88,8 +88,11 @@ def planned(cfg: DictConfig) -> tuple[SceneDiffusion, str]:
     ranks = cfg.trainer.num_nodes * _devices_of_a_node(cfg)
     micro, accumulate = _micro_batch(cfg, ranks)
     latent, stored = _stored(cfg)
+    held = _held(module)
+    module.float()  # what is kept is counted in float32, and as half of it where autocast computes
     one = dry_pass(module, micro, objects=cfg.planning.objects, pictures=not latent, half=_is_half(cfg))
-    return module, "\n".join(_lines(cfg, module, one, ranks=ranks, micro=micro, accumulate=accumulate, stored=stored))
+    lines = _lines(cfg, module, one, held, ranks=ranks, micro=micro, accumulate=accumulate, stored=stored)
+    return module, "\n".join(lines)
 
 
 def skeleton(cfg: DictConfig) -> SceneDiffusion:
@@ -195,18 +198,45 @@ def _fused_attention(counter: FlopCounterMode) -> Iterator[list[int]]:
         functional.scaled_dot_product_attention = plain
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Bytes of frozen weights, those of the denoiser apart."""
+
+    denoiser: int
+    others: int
+
+
+def _held(module: SceneDiffusion) -> _Held:
+    """What the frozen weights of a module take, each in its own precision; the average is none of them."""
+    unet, average = set(module.backbone.unet.parameters()), _average(module)
+    frozen = {p: p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad and p not in average}
+    denoiser = sum(size for p, size in frozen.items() if p in unet)
+    return _Held(denoiser=denoiser, others=sum(frozen.values()) - denoiser)
+
+
+def _average(module: SceneDiffusion) -> set[torch.nn.Parameter]:
+    return set() if module.average is None else set(module.average.parameters())
+
+
 def _lines(
-    cfg: DictConfig, module: SceneDiffusion, one: Pass, *, ranks: int, micro: int, accumulate: int, stored: float | None
+    cfg: DictConfig,
+    module: SceneDiffusion,
+    one: Pass,
+    held: _Held,
+    *,
+    ranks: int,
+    micro: int,
+    accumulate: int,
+    stored: float | None,
 ) -> list[str]:
     device = DEVICES[cfg.planning.device]
     trained = sum(p.numel() for p in module.trained.parameters())
-    frozen = {p: p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad}
-    average = set() if module.average is None else set(module.average.parameters())
+    average = _average(module)
+    frozen = [p for p in module.parameters() if not p.requires_grad and p not in average]
     moments = 2 if "8bit" in cfg.optimizer["_target_"] else 8
     sharing = ranks if cfg.trainer.strategy == "fsdp" else 1  # of the denoiser and the optimizer's state
-    denoiser = sum(frozen.get(p, 0) for p in module.backbone.unet.parameters())
     parts = {
-        "frozen weights": sum(size for p, size in frozen.items() if p not in average) - denoiser + denoiser // sharing,
+        "frozen weights": held.others + held.denoiser // sharing,
         "trained weights": 4 * trained,
         "gradients": 4 * trained,
         "optimizer": moments * trained // sharing,
@@ -226,7 +256,7 @@ def _lines(
     return [
         f"plan       {ranks} x {cfg.planning.device} on {cfg.trainer.num_nodes} nodes, {cfg.trainer.precision}; {micro} samples "
         f"at once x {accumulate} x {ranks} = {cfg.batch_size}",
-        f"parameters {trained / 1e6:.1f} M trained, {sum(p.numel() for p in frozen if p not in average) / 1e6:.1f} M frozen",
+        f"parameters {trained / 1e6:.1f} M trained, {sum(p.numel() for p in frozen) / 1e6:.1f} M frozen",
         f"memory     {total / 1e9:.1f} of {device.memory / 1e9:.0f} GB on each, {fits}: {told}, "
         f"kept free {cfg.planning.reserve / 1e9:.1f}",
         f"work       {step / 1e12:.2f} TFLOP a step on each, {one.flops / micro / 1e12:.3f} a sample",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.schema import as_run_keys
+from conf.schema import as_run_keys, takes_anything
 from runtime.keys import required_kind, suggestion
 
 # What may change between two attempts of one run: where it runs, how long, what is written down on the way.
@@ -261,7 +261,7 @@ def _lay_over(node: DictConfig, overrides: Mapping[str, Any], stored: DictConfig
             continue
         right = node[key]
         node[key] = value
-        if kind := required_kind(node[key], right):
+        if not takes_anything(path) and (kind := required_kind(node[key], right)):
             raise RunError(f"{path}={value}: must be {kind}, as the run's {right}")
 
 

@@ -20,7 +20,8 @@ from runtime.ranks import Ranks
 from scenes import Scene
 from scenes.forms import read_scenes
 
-_OF_SAMPLES = ("flip", "seed", "caption", "resolution")  # of a transform: what is training's, or the pictures' size
+# of a transform: what is training's, or the images' size
+_OF_SAMPLES = ("flip", "seed", "caption", "crop", "crop_scale", "crop_ratio", "resolution")
 _SCENE_FILES = (".json", ".txt")
 _WAIT = 1800.0  # seconds for another rank to make shards
 
@@ -39,7 +40,8 @@ class TruePictures:
 
     def stamp(self, place: int) -> str | None:
         """The sample's, and how it becomes square."""
-        made = None if self.transform is None else [self.transform.resolution, self.transform.resize]
+        how = self.transform
+        made = None if how is None else [how.resolution, how.resize, how.interpolation]
         return f"{self.shards.stamp(place)}:{made}"
 
     def read(self, place: int) -> np.ndarray:

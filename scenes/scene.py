@@ -155,7 +155,9 @@ class Scene:
         objects = _moved(self.objects, box_math.flip, mask_math.flip)
         return replace(self, objects=objects, relations=relations, frame=frame)
 
-    def crop(self, top: int, left: int, height: int, width: int, *, min_area: float = 0.01) -> tuple["Scene", int]:
+    def crop(
+        self, top: int, left: int, height: int, width: int, *, min_area: float = 0.01, min_visible: float = 0.0
+    ) -> tuple["Scene", int]:
         """Cut a window out: boxes move and are clipped, relations follow the objects that stay.
 
         Args:
@@ -165,6 +167,7 @@ class Scene:
             width: Columns of the window, the new target's width.
             min_area: An object whose clipped box covers less than this share of the window goes; so does one
                 that the window does not touch. Objects without a box stay.
+            min_visible: An object goes too of whose box less than this share is in the window.
 
         Returns:
             The scene in the frame of the window, and how many objects went.
@@ -179,9 +182,13 @@ class Scene:
         rows, columns = self.frame.target
         window = (left / columns, top / rows, (left + width) / columns, (top + height) / rows)
         frame = self.frame.cut(top, left, height, width)
-        boxes = box_math.crop(_box_array(self.objects), window).clip(0, 1)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        gone = (box_math.area(boxes) < min_area) | (sides <= TOLERANCE).any(-1)
+        whole = box_math.crop(_box_array(self.objects), window)
+        boxes = whole.clip(0, 1)
+        sides, seen = boxes[:, 2:] - boxes[:, :2], box_math.area(boxes)
+        hidden = seen < (1 - TOLERANCE) * min_visible * box_math.area(
+            whole
+        )  # exactly the share stays, whatever the rounding
+        gone = (seen < min_area) | hidden | (sides <= TOLERANCE).any(-1)
         kept = [i for i, item in enumerate(self.objects) if item.box is None or not gone[i]]
         moved = _moved(
             tuple(self.objects[i] for i in kept),

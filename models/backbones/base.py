@@ -47,7 +47,8 @@ class Backbone(nn.Module, ABC):
         scheduler_config: config of a diffusers noise scheduler, as published with the weights.
         latent_scale: pixels per latent cell.
         resolution: side in pixels that the weights were trained at.
-        size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own.
+        size_ids: the six numbers of `size_ids` for every scene, in place of its own; None takes its own. A `Sampler`
+            has a setting of its own.
 
     Raises:
         ValueError: size ids that are no such numbers or that the denoiser takes none of, a UNet whose text or pooled input does
@@ -321,12 +322,12 @@ def check_size_ids(setting: str, size_ids: Sequence[float] | None, *, is_taken: 
         return None
     if not is_taken:
         raise ValueError(
-            f"{setting}.size_ids: {list(size_ids)}, but this backbone takes none; set {setting}.size_ids=null"
+            f"{setting}.size_ids: {list(size_ids)}, but this backbone takes none; leave {setting}.size_ids as it is by default"
         )
     if len(size_ids) != 6 or not all(0 <= number < math.inf for number in size_ids):
         raise ValueError(
             f"{setting}.size_ids: {list(size_ids)} are not six numbers of pixels; give original height and width, crop top and "
-            "left, target height and width, or null for each scene's own"
+            "left, target height and width, or leave it as it is by default"
         )
     return list(size_ids)
 

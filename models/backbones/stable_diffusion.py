@@ -223,7 +223,9 @@ class StableDiffusion(Backbone):
             for encoder in encoders
         ]
         return cls(
-            unet=unet.to(DTYPES[dtype]),
+            unet=nn.Module.to(
+                unet, DTYPES[dtype]
+            ),  # diffusers' own warns of parts that want float32, and this one has none
             vae=vae,
             towers=towers,
             scheduler_config=_read(folder / "scheduler" / "scheduler_config.json"),

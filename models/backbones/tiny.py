@@ -97,6 +97,7 @@ def tiny_backbone(
     *,
     folder: str | Path | None = None,
     seed: int = 0,
+    dtype: str = "float32",
     resolution: int | None = None,
     size_ids: Sequence[float] | None = None,
     only: str | None = None,
@@ -107,17 +108,19 @@ def tiny_backbone(
         kind: "sd15", "sd21" or "sdxl".
         folder: opened if it is there, else made; None takes a temporary one that is removed at once.
         seed: of the weights, where they are made.
+        dtype: as in `StableDiffusion.from_folder`.
         resolution: side in pixels to work at; by default 64.
         size_ids: as in `Backbone`.
         only: as in `StableDiffusion.from_folder`.
 
     Returns:
-        The backbone with random weights, frozen, in float32 on the CPU.
+        The backbone with random weights, frozen, on the CPU.
     """
+    settings: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "size_ids": size_ids, "only": only}
     if folder is not None:
         if not Path(folder).exists():
             make_tiny(kind, folder, seed=seed)
-        return StableDiffusion.from_folder(folder, resolution=resolution, size_ids=size_ids, only=only)
+        return StableDiffusion.from_folder(folder, **settings)
     with tempfile.TemporaryDirectory(prefix="tiny_") as temporary:
         make_tiny(kind, temporary, seed=seed)
-        return StableDiffusion.from_folder(temporary, resolution=resolution, size_ids=size_ids, only=only)
+        return StableDiffusion.from_folder(temporary, **settings)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from models.conditioning.slots import DenoiserInputs, attach, detach
+from models.conditioning.slots import DenoiserInputs, attach, detach, precision
 from models.packing import Tokens
 from models.text import PhraseFeatures, Prompt
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """The text of a batch, as adapters read it.
+    """The text of a batch, as adapters read it: in the precision of their weights, whatever the encoder's.
 
     Attributes:
         prompt: the caption as the denoiser takes it, with what the adapters before this one have made of it.
@@ -220,9 +220,8 @@ class Conditioning(nn.Module):
         prompt, tokens = self.read(backbone, own, captions, kept=kept)
         slots: dict[str, Any] = {}
         for name, adapter in self.named.items():
-            output = adapter(
-                own[name], Text(prompt=prompt, phrases=backbone.encode_phrases, tokens=tokens), latent_size
-            )
+            text = _in_precision(precision(adapter), prompt, backbone.encode_phrases, tokens)
+            output = adapter(own[name], text, latent_size)
             prompt = output.prompt or prompt
             if output.payload is not None:
                 slots[name] = output.payload
@@ -271,6 +270,19 @@ class Conditioning(nn.Module):
         if kept is None:
             return prompt, tokens
         return prompt.blanked(kept.cpu() | torch.tensor([text is not None for text in texts])), tokens
+
+
+def _in_precision(
+    dtype: torch.dtype | None, prompt: Prompt, phrases: Callable[..., PhraseFeatures], tokens: Tokens
+) -> Text:
+    """The text of a batch in a precision; None leaves it in the encoder's."""
+    if dtype is None:
+        return Text(prompt=prompt, phrases=phrases, tokens=tokens)
+
+    def encode(*strings: Any, **how: Any) -> PhraseFeatures:
+        return phrases(*strings, **how).to(dtype)
+
+    return Text(prompt=prompt.to(dtype), phrases=encode, tokens=tokens.to(dtype))
 
 
 def _texts(readings: Mapping[str, Reading], count: int) -> list[str | None]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
@@ -74,8 +75,25 @@ class Slot:
         """Hidden states (B, L, C) after the modules whose adapter has a payload."""
         for name, module in self.modules.items():
             if name in payloads:
-                hidden = module(hidden, payloads[name])
+                hidden = _in_own_precision(module, hidden, payloads[name])
         return hidden
+
+
+def precision(module: nn.Module) -> torch.dtype | None:
+    """The precision of a module's weights; None for one without any."""
+    return next((parameter.dtype for parameter in module.parameters()), None)
+
+
+def _in_own_precision(module: nn.Module, hidden: Tensor, payload: Any) -> Tensor:
+    """What a module makes of hidden states; it computes in the precision of its weights, or in autocast's.
+
+    It is given back in the precision of the hidden states, so that the UNet computes in the one that it would have without.
+    """
+    dtype = precision(module)
+    # autocast knows no meta device
+    if dtype is None or (not hidden.is_meta and torch.is_autocast_enabled(hidden.device.type)):
+        dtype = hidden.dtype
+    return module(hidden.to(dtype), payload).to(hidden.dtype)
 
 
 def _payloads(**payloads: Any) -> dict[str, Any]:

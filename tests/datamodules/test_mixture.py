@@ -3,6 +3,7 @@
 import functools
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from datamodules.shards import ShardError, ShardSet, write_shards
 from datamodules.sources.base import LatentForm, Source
 from datamodules.sources.shapes import Shapes
 from datamodules.transforms import SceneTransform
+from runtime.build import build_data
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
 from scenes import Scene, SceneObject
@@ -165,6 +167,18 @@ class Noise(Source):
             yield Scene(id=str(number), objects=(SceneObject(phrase="x"),)), np.zeros((4, 8, 8), np.float16)
 
 
+@pytest.mark.parametrize("own", [None, [{"crop": "random"}, {}]])
+def test_latents_cannot_be_cut_anew(tmp_path, own):
+    latents = [str(write_shards(Noise(), tmp_path / name)) for name in ("a", "b")]
+    settings = {"crop": "random"} if own is None else {"transforms": own}
+    with pytest.raises(ShardError, match=r"data\.crop=random: .*/a: .*set data\.crop=center") as caught:
+        data_of(latents, resolution=64, **settings).setup("fit")
+    assert "\n" not in str(caught.value)
+    assert data_of(latents, resolution=64).training_set.latents is not None
+    with pytest.raises(ValueError, match=r"data\.crop=random"):
+        SceneTransform(resolution=64, crop="random")(ShardSet(latents[0])[0], 0)
+
+
 def test_only_folders_of_one_form_are_mixed_and_provide_what_all_have(folders, tmp_path):
     latents = [ShardSet(write_shards(Noise(factor), tmp_path / f"{factor}")) for factor in (0.5, 0.6)]
     for parts in ([ShardSet(folders[0]), latents[0]], latents):
@@ -239,6 +253,65 @@ def test_what_cannot_be_mixed_is_refused_before_anything_is_read(settings, words
 def test_a_folder_without_shards_is_named(folders, tmp_path):
     with pytest.raises(ShardError, match="nowhere"):
         data_of([folders[0], str(tmp_path / "nowhere")]).setup("fit")
+
+
+def test_each_folder_may_have_transforms_of_its_own(folders):
+    own = [{"crop": "random_resized", "crop_scale": [0.3, 0.6], "flip": False}, {}]
+    data = data_of(folders, resolution=24, flip=True, crop="random", min_area=0.0, transforms=own)
+    data.setup("fit")
+    common = SceneTransform(resolution=24, flip=True, crop="random", min_area=0.0, seed=1, posterior="sample")
+    expected = (replace(common, **own[0]), common)
+    dataset = PositionDataset(data.training_set, data._transforms, order=data.order)
+    whole = [dataset[position] for position in range(60)]
+    for position, sample in enumerate(whole):
+        shard, row = data.order[position]
+        place = data.training_set.part_of(shard)
+        again = expected[place](data.training_set.read(shard, row), position)
+        assert torch.equal(sample.image, again.image)
+        assert sample.scene == again.scene
+        height, width = sample.scene.frame.crop[2:]
+        assert (height * width < 0.65 * 32**2) is (place == 0)
+    resumed = data_of(folders, resolution=24, flip=True, crop="random", min_area=0.0, transforms=own, workers=2)
+    later = PositionDataset(resumed.training_set, resumed._transforms, order=resumed.order)
+    for batch in PositionLoader(later, lambda: [range(40, 50), range(50, 60)], length=2, workers=2):
+        for image, scene, position in zip(batch.images, batch.scenes, batch.positions.tolist(), strict=True):
+            assert torch.equal(image, whole[position].image)
+            assert scene == whole[position].scene
+
+
+def test_validation_and_folders_by_themselves_have_the_common_transform(folders):
+    settings = {"crop": "random", "flip": True, "min_visible": 0.3, "interpolation": "lanczos"}
+    data = data_of(folders[0], weights=None, transforms=[{}, {}, {}], validation_shards=folders[1], **settings)
+    assert data._transforms == (data._transform,)
+    centred = SceneTransform(resolution=32, min_visible=0.3, interpolation="lanczos")
+    assert data._validation_transform == centred
+    first = data.held_out(1)
+    assert torch.equal(first.images[0], centred(ShardSet(folders[1])[0], 0).image)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ([{}], "data.transforms: 1 for 2 folders"),
+        ([{}, {"seed": 3}], "data.transforms: seed: no such setting of a folder (have: caption, crop,"),
+        ([{"crop": "left"}, {}], "data.crop=left: no such choice"),
+    ],
+)
+def test_transforms_that_fit_no_folder_are_refused(own, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        data_of(["nowhere", "elsewhere"], transforms=own)
+
+
+def test_the_rich_context_recipes_cut_each_folder_as_published(folders, tmp_path):
+    for name in ("rich_context_sdxl_512", "rich_context_sd15"):
+        cfg = compose("train", [f"experiment={name}", f"run={tmp_path}", f"data.shards=[{','.join(folders)}]"])
+        cfg.trainer.accumulate = 1
+        coco, cc3m = build_data(cfg)._transforms
+        assert (coco.crop, coco.crop_scale, coco.crop_ratio) == ("random_resized", [0.8, 1.1], [0.95, 1.05])
+        assert (coco.flip, coco.min_visible, coco.interpolation) == (True, 0.1, "bilinear")
+        assert (cc3m.crop, cc3m.flip, cc3m.min_visible, cc3m.interpolation) == ("random", True, 0.3, "bilinear")
+        alone = build_data(compose("train", [f"experiment={name}", f"run={tmp_path}", f"data.shards={folders[1]}"]))
+        assert alone._transforms == (cc3m,)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from datamodules.order import flips
 from datamodules.shards import Record
-from datamodules.transforms import SceneTransform, centre_square, squashed, to_tensor
+from datamodules.transforms import SceneTransform, to_tensor
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 
@@ -50,7 +50,7 @@ def test_boxes_follow_the_picture(height, width):
     top, left = (height - side) // 2, (width - side) // 2
     quarter = side // 4
     box = (left + quarter, top + quarter, left + 2 * quarter, top + 3 * quarter)
-    image, scene, dropped = centre_square(*parts(record(height, width, [box])), 64)
+    image, scene, dropped = SceneTransform(resolution=64).square(*parts(record(height, width, [box])))
     assert image.shape == (64, 64, 3)
     assert dropped == 0
     assert scene.frame.target == (64, 64)
@@ -79,18 +79,18 @@ def test_small_objects_go_whether_or_not_anything_is_cut(height, width):
     small, large = round(side * 0.09), round(side * 0.125)  # .81 % and 1.56 % of the square, rounded up at most
     edges = [(left, 0, left + small, small), (left, side - large, left + large, side)]
     one = record(height, width, edges)
-    _, scene, dropped = centre_square(*parts(one), 32)
+    _, scene, dropped = SceneTransform(resolution=32).square(*parts(one))
     assert [item.phrase for item in scene.objects] == ["thing 1"]
     assert scene.relations == ()
     assert dropped == 1
-    assert len(centre_square(*parts(one), 32, min_area=0)[1].objects) == 2
+    assert len(SceneTransform(resolution=32, min_area=0).square(*parts(one))[1].objects) == 2
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 96), (90, 60), (64, 64)])
 def test_squashed_pictures_keep_all_and_boxes_stay(height, width):
     box = (width // 4, height // 3, width // 2, height)
     one = record(height, width, [box])
-    image, scene, dropped = squashed(*parts(one), 24)
+    image, scene, dropped = SceneTransform(resolution=24, resize="squash").square(*parts(one))
     assert image.shape == (24, 24, 3)
     assert (scene.objects, dropped) == (one.scene.objects, 0)
     assert scene.frame == Frame(original=(height, width), crop=(0, 0, height, width), target=(24, 24))
@@ -103,10 +103,11 @@ def test_squashed_pictures_keep_all_and_boxes_stay(height, width):
 
 def test_squashing_drops_what_is_small_and_refuses_another_frame():
     one = record(30, 60, [(0, 0, 2, 2), (10, 10, 40, 25)])
-    _, scene, dropped = squashed(*parts(one), 16)
+    squash = SceneTransform(resolution=16, resize="squash").square
+    _, scene, dropped = squash(*parts(one))
     assert ([item.phrase for item in scene.objects], dropped) == (["thing 1"], 1)
     with pytest.raises(ValueError, match=r"frame: target \(30, 60\)"):
-        squashed(one.image[:20], one.scene, 16)
+        squash(one.image[:20], one.scene)
 
 
 def test_relations_are_those_of_the_boxes_that_the_crop_leaves():
@@ -142,14 +143,14 @@ def test_choices_that_there_are_not_are_refused(settings, message):
 
 
 def test_a_scene_without_a_frame_gets_one():
-    _, scene, _ = centre_square(*parts(record(40, 60, [(20, 10, 40, 30)], frame=False)), 20)
+    _, scene, _ = SceneTransform(resolution=20).square(*parts(record(40, 60, [(20, 10, 40, 30)], frame=False)))
     assert scene.frame == Frame(original=(40, 60), crop=(0, 10, 40, 40), target=(20, 20))
 
 
 def test_a_frame_of_another_size_is_refused():
     one = record(40, 60, [(20, 10, 40, 30)])
     with pytest.raises(ValueError, match=r"frame: target \(40, 60\)") as caught:
-        centre_square(one.image[:30], one.scene, 20)
+        SceneTransform(resolution=20).square(one.image[:30], one.scene)
     assert "\n" not in str(caught.value)
 
 

@@ -1,5 +1,7 @@
 """The sampler against a plain loop, and what a picture may depend on: weights, settings, seed and its own scene."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +238,7 @@ def test_scenes_without_a_frame_are_drawn_as_whole_pictures(backbone_named):
         ({"eta": 2.0}, "sampler.eta: 2.0 is outside"),
         ({"size_ids": [64, 64, 0, 0]}, r"sampler.size_ids: \[64, 64, 0, 0\] are not six numbers"),
         ({"size_ids": [64, 64, 0, 0, 64, float("nan")]}, "sampler.size_ids"),
+        ({"size_ids": "real"}, "sampler.size_ids: 'real' is unknown; take target, scene"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -269,15 +272,32 @@ def test_what_does_not_fit_backbone_or_scenes_is_refused(settings, given, messag
     assert "\n" not in str(caught.value)
 
 
-def test_size_ids_stand_in_for_the_scenes_own(backbone_named):
+def framed(*frames):
+    return SceneBatch([replace(scene, frame=frame) for scene, frame in zip(SCENES, frames, strict=True)])
+
+
+def test_size_ids_are_those_of_the_image_that_is_drawn_and_tell_nothing_of_the_real_one(backbone_named):
+    backbone, bare, size = backbone_named("tiny_sdxl"), Conditioning({}), (64, 80)
+    real = framed(Frame(original=(640, 480)), Frame(original=(1500, 2773), crop=(0, 90, 1500, 1500)), None)
+    drawn = ddim(guidance=2.0)(backbone, bare, real, seed=0, size=size)
+    assert torch.equal(drawn, ddim(guidance=2.0)(backbone, bare, SCENES, seed=0, size=size))
+    given = ddim(guidance=2.0, size_ids=[64, 80, 0, 0, 64, 80])(backbone, bare, real, seed=0, size=size)
+    assert torch.equal(drawn, given)
+    assert torch.equal(drawn, ddim(guidance=2.0, size_ids=None)(backbone, bare, real, seed=0, size=size))
+    constant = copy.copy(backbone)
+    constant._size_ids = [512, 512, 0, 0, 512, 512]  # what it was trained with is no word on what is drawn
+    assert torch.equal(drawn, ddim(guidance=2.0)(constant, bare, real, seed=0, size=size))
+    own = ddim(guidance=2.0, size_ids="scene")(constant, bare, real, seed=0, size=size)
+    assert not torch.allclose(drawn, own, atol=1e-4)
+
+
+def test_size_ids_of_the_scene_are_its_own_when_asked_for(backbone_named):
     backbone, bare = backbone_named("tiny_sdxl"), Conditioning({})
-    framed = [
-        Scene(id=one.id, caption=one.caption, frame=Frame(original=(640, 480), target=(96, 72))) for one in SCENES
-    ]
-    own = ddim(guidance=2.0)(backbone, bare, SceneBatch(framed), seed=0)
+    own = ddim(guidance=2.0, size_ids="scene")
+    real = framed(*[Frame(original=(640, 480), target=(96, 72))] * len(SCENES))
     given = ddim(guidance=2.0, size_ids=[640, 480, 0, 0, 96, 72])(backbone, bare, SCENES, seed=0)
-    assert torch.equal(own, given)
-    assert not torch.allclose(ddim(guidance=2.0)(backbone, bare, SCENES, seed=0), given, atol=1e-4)
+    assert torch.equal(own(backbone, bare, real, seed=0), given)
+    assert not torch.allclose(own(backbone, bare, SCENES, seed=0), given, atol=1e-4)
 
 
 def test_each_picture_may_have_a_negative_prompt_of_its_own(shapes, conditioning):

@@ -338,6 +338,8 @@ def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
         ({"batch_size": 0}, "stage.batch_size=0: give 1 or more"),
         ({"threads": 0}, "stage.threads=0"),
         ({"resize": "fit"}, "resize=fit: no such choice"),
+        ({"interpolation": "nearest"}, "interpolation=nearest: no such choice"),
+        ({"min_visible": -0.1}, "min_visible=-0.1"),
         ({"backbone": None}, "backbone: task=latents runs a part of one; name it, such as backbone=sdxl"),
         ({"resolution": 60}, "stage.resolution=60: is no multiple of the 8 px of a latent's cell"),
     ],
@@ -352,6 +354,19 @@ def test_settings_that_make_no_latents_are_refused(settings, words):
 def test_latents_of_latents_are_refused(prepared, tmp_path):
     with pytest.raises(ShardError, match="task=latents requires image"):
         run_stage(latents(backbone=NODE), prepared(), tmp_path / "again")
+
+
+def test_images_are_scaled_as_training_scales_them_and_lose_what_it_would_lose(pictures, prepared, backbone):
+    stored = ShardSet(prepared(interpolation="lanczos", min_visible=0.9))
+    assert stored.index["stages"][-1]["settings"]["interpolation"] == "lanczos"
+    transform = SceneTransform(resolution=SIDE, interpolation="lanczos", min_visible=0.9, min_area=0)
+    squares = [transform(ShardSet(pictures)[number], number) for number in range(12)]
+    for number, wanted in enumerate(encoded(backbone, [sample.image for sample in squares])):
+        np.testing.assert_allclose(stored[number].latent, wanted.numpy(), rtol=0, atol=1e-5)
+        assert stored[number].scene == squares[number].scene
+    assert {len(sample.scene.objects) for sample in squares} == {1, 2}
+    other = ShardSet(prepared())
+    assert not np.allclose(stored[1].latent, other[1].latent, rtol=0, atol=1e-4)
 
 
 # --- training
@@ -435,17 +450,43 @@ def test_moments_of_another_shape_than_the_index_says_are_refused(prepared, tmp_
         _ = ShardSet(tmp_path)[0]
 
 
+def module_of(composed, pictures, *overrides):
+    settings = ("backbone=tiny_sd15", "data=folder", f"data.shards={pictures}", "data.resolution=64", "batch_size=4")
+    return build_module(composed(*settings, "seed=3", *overrides))
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_loss_on_modes_is_the_loss_on_pictures(pictures, prepared, composed, flip):
-    cfg = composed("backbone=tiny_sd15", "data=folder", f"data.shards={pictures}", "data.resolution=64", "batch_size=4")
-    module = build_module(cfg)
-    settings = {"flip": flip, "posterior": "mode"}
+def test_the_loss_on_moments_is_the_loss_on_images(pictures, prepared, composed, flip, posterior):
+    module = module_of(composed, pictures, f"data.posterior={posterior}")
+    settings = {"flip": flip, "posterior": posterior}
     losses = []
     for folder in (pictures, prepared(flipped=True)):
         batch = batch_of(data(folder, **settings), range(12))
         losses.append(module.losses(batch, batch.positions.tolist()))
     assert torch.isfinite(losses[0]).all()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+
+
+def test_images_train_on_a_draw_from_the_posterior_and_are_validated_on_its_mean(pictures, composed):
+    module = module_of(composed, pictures)
+    batch = batch_of(data(pictures), range(5, 11))
+    keys = batch.positions.tolist()
+    with torch.no_grad():
+        posterior = module.backbone.vae.encode(batch.images).latent_dist
+        drawn = module.latents(batch, keys)
+        noise = torch.from_numpy(np.stack([latent_noise(3, key, (4, 8, 8)) for key in keys]))
+        torch.testing.assert_close(drawn, FACTOR * (posterior.mean + posterior.std * noise), rtol=1e-4, atol=1e-4)
+        parts = [batch_of(data(pictures), span) for span in (range(8, 11), range(5, 8))]
+        again = torch.cat([module.latents(part, part.positions.tolist()) for part in reversed(parts)])
+        torch.testing.assert_close(again, drawn, rtol=1e-5, atol=1e-5)
+        mean = module.latents(batch)
+        assert torch.equal(mean, module.backbone.encode_images(batch.images))
+        assert not torch.allclose(mean, drawn, atol=1e-2)
+        fixed = module.losses(batch, keys, drop=False)
+        module.posterior = "mode"
+        assert torch.equal(module.losses(batch, keys, drop=False), fixed)
+        assert torch.equal(module.latents(batch, keys), mean)
 
 
 def test_training_runs_on_moments(prepared, composed, fit, tmp_path):

@@ -180,6 +180,12 @@ def test_what_evaluation_sets_is_laid_over_the_run(run: RunDirectory) -> None:
     assert load_run_config(run.path) == was
 
 
+def test_keys_of_several_types_take_any_of_them(run: RunDirectory) -> None:
+    override = {"sampler": {"size_ids": [512, 512, 0, 0, 512, 512]}, "trainer": {"devices": "auto"}}
+    now = load_run_config(run.path, OmegaConf.create(override))
+    assert (list(now.sampler.size_ids), now.trainer.devices) == ([512, 512, 0, 0, 512, 512], "auto")
+
+
 def test_an_empty_node_replaces_and_null_is_as_the_run(run: RunDirectory) -> None:
     now = load_run_config(run.path, OmegaConf.create({"conditioning": {}, "seed": None, "sampler": {"steps": None}}))
     was = load_run_config(run.path)

@@ -1,0 +1,105 @@
+"""The layout score of photographs: with a real detector, with one whose file is not there, on one rank and on two."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datamodules.shards import write_shards
+from datamodules.sources.base import Source
+from datamodules.sources.shapes import Shapes
+from loggers.metrics_csv import read_metrics
+from runtime.run_directory import RunDirectory
+from tests.ranks import on_ranks
+
+SHARED = Path(os.environ.get("SCENOGRAPH_SHARED", Path(__file__).parents[3] / "shared"))
+YOLOX = SHARED / "models" / "yolox_nano.onnx"
+with_detector = pytest.mark.skipif(
+    not YOLOX.exists(), reason="the detector is not here; set SCENOGRAPH_SHARED to its folder"
+)
+
+
+class Named(Source):
+    """Shapes every other of which has a name that the detector knows."""
+
+    provides = Shapes.provides
+    image_format = "png"
+
+    def __len__(self):
+        return 48
+
+    def __iter__(self):
+        for scene, image in Shapes(count=48):
+            objects = [
+                replace(item, label="triangle" if number % 2 else "person") for number, item in enumerate(scene.objects)
+            ]
+            yield replace(scene, objects=tuple(objects)), image
+
+
+@pytest.fixture
+def watched(short, tmp_path):
+    """watched(folder, detector file, *overrides): a short run with the score of a detector, held-out scenes from its shards."""
+    shards = write_shards(Named(), tmp_path / "named")
+
+    def with_overrides(name, file, *overrides):
+        return short(
+            tmp_path / name,
+            f"data.shards={shards}",
+            "data.make=null",
+            "data.validation_shards=null",
+            "data.make_validation=null",
+            "callback=[layout_score_detector,checkpoint]",
+            f"callback.layout_score.metric.detector.file={file}",
+            "logger=[csv]",
+            "trainer.max_steps=2",
+            *overrides,
+            without=["data", "callback.pictures"],
+        )
+
+    return with_overrides
+
+
+def figures(cfg):
+    rows = read_metrics(RunDirectory(cfg.run).path / "metrics.csv")
+    return {name: value for _, name, value in rows if name.startswith("layout/")}
+
+
+@with_detector
+def test_figures_and_the_boxes_that_they_are_of_reach_the_log(watched, fit):
+    cfg = watched("run", YOLOX, "callback.layout_score.scenes=4")
+    module = fit(cfg)
+    found = figures(cfg)
+    items = [item for scene in module.trainer.datamodule.held_out(4).scenes for item in scene.objects]
+    known = sum(item.label == "person" for item in items)
+    assert (found["layout/boxes"], found["layout/boxes_known"]) == (len(items), known)
+    assert 0 < known < len(items)
+    assert 0 <= found["layout/ap50"] <= 1
+    assert not [name for name, value in found.items() if value != value]
+
+
+def test_without_the_detector_s_file_training_goes_on_and_says_once_where_it_goes(watched, fit, tmp_path, caplog):
+    cfg = watched("run", tmp_path / "nowhere.onnx")
+    fit(cfg)
+    assert RunDirectory(cfg.run).finished_step() == 2
+    assert figures(cfg) == {}
+    [told] = [record.getMessage() for record in caplog.records if record.name.startswith("callbacks.")]
+    assert "callback.layout_score.metric.detector.file=" in told
+    assert "nowhere.onnx" in told
+    assert "\n" not in told
+
+
+@with_detector
+def test_where_one_rank_lacks_the_detector_none_scores_and_none_waits(watched, fit, tmp_path):
+    two = ("trainer.devices=2", "trainer.strategy=ddp")
+
+    def both(rank):
+        file = tmp_path / f"{rank}.onnx"
+        if rank == 0:
+            file.symlink_to(YOLOX)
+        fit(watched("run", file, *two))
+
+    on_ranks(both, timeout=300)
+    cfg = watched("run", tmp_path / "0.onnx", *two)
+    assert RunDirectory(cfg.run).finished_step() == 2
+    assert figures(cfg) == {}
