@@ -91,6 +91,7 @@ class Trainer:
         _choose("trainer.precision", self.precision, PRECISIONS)
         _choose("trainer.matmul", self.matmul, ("highest", "high", "medium"))
         _at_least("trainer.", self, num_nodes=1, max_steps=1, accumulate=1, micro_batch=1, keep=1)
+        self._check_devices()
         if self.launcher is not None:
             _choose("trainer.launcher", self.launcher, ("slurm",))
         for name in ("max_time", "save_minutes", "timeout_minutes"):
@@ -102,6 +103,18 @@ class Trainer:
                 f"trainer.accumulate={self.accumulate}: follows from trainer.micro_batch={self.micro_batch}; leave it out, or "
                 "set trainer.micro_batch=null"
             )
+
+    def _check_devices(self) -> None:
+        """Refuses what names no device: Lightning would, after minutes and in a traceback."""
+        given = self.devices
+        if isinstance(given, list):
+            names_some = bool(given) and all(isinstance(each, int) and each >= 0 for each in given)
+        elif isinstance(given, int):
+            names_some = given >= 1 and not isinstance(given, bool)
+        else:
+            names_some = given == "auto"
+        if not names_some:
+            raise ValueError(f"trainer.devices={given}: must be a number from 1 up, a list of indices, or auto")
 
 
 @dataclass(kw_only=True)
@@ -176,6 +189,7 @@ class Sampler:
     guidance: float = 5.0  # classifier-free guidance; 1: none
     grounding_fraction: float = 1.0  # share of the steps, from the noisy end, that see the scene (GLIGEN's beta)
     negative_prompt: str | None = None  # caption of the unguided half; null: as the published pipelines
+    negative_prompt_file: str | None = None  # a file with it, read once at the start
     guidance_rescale: float = 0.0  # 0 to 1: brings a guided prediction's deviation back (Lin et al. 2023)
     eta: float = 0.0  # share of DDIM's noise that is drawn anew at each step
     size_ids: Any = "target"  # of the image that is drawn; scene: each scene's own; or six numbers
@@ -201,7 +215,7 @@ class DataCommon:
     min_area: float = 0.01  # objects that cover less of the cropped picture go
     min_visible: float = 0.0  # objects go of whose box the crop leaves less than this share
     caption: str = "first"  # of several: the first, or any
-    resize: str = "crop"  # how a picture becomes square: crop, squash
+    resize: str = "crop"  # how a picture becomes square: crop, squash, pad
     crop: str = "center"  # which part training cuts out: center, random, random_resized
     crop_scale: list[float] = field(default_factory=lambda: [0.8, 1.1])  # of random_resized: share of the area
     crop_ratio: list[float] = field(default_factory=lambda: [0.95, 1.05])  # of random_resized: width over height
@@ -223,7 +237,7 @@ class DataCommon:
         listed = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(folder, str) for folder in listed):
             raise ValueError(f"data.shards={self.shards}: must be a folder, or a list of folders such as [DIR1,DIR2]")
-        _choose("data.resize", self.resize, ("crop", "squash"))
+        _choose("data.resize", self.resize, ("crop", "squash", "pad"))
         _choose("data.crop", self.crop, ("center", "random", "random_resized"))
         _choose("data.interpolation", self.interpolation, ("bilinear", "bicubic", "lanczos"))
         self._check_transforms()
@@ -326,6 +340,9 @@ class Evaluate:
     metric: dict[str, Any] = field(default_factory=dict)
     scenes: str | None = None  # a file of scenes, or a folder of them, in place of the protocol's split
     images: str | None = None  # folder of pictures to score, or "real"; null: generate
+    images_are: str = (
+        "auto"  # of such a folder: square as the protocol draws, whole as the real ones; auto: by their size
+    )
     out: str | None = None  # folder of the report; null: inside the run
     true_rows: str | None = (
         None  # where what metrics keep of true pictures lies, for other evaluations; null: inside out
@@ -355,6 +372,9 @@ class Evaluate:
             raise ValueError(
                 f"logger={unfit[0]}: an evaluation writes metrics.json and report.html; leave it out, or logger=wandb"
             )
+        _choose("images_are", self.images_are, ("auto", "square", "whole"))
+        if self.images_are != "auto" and self.images in (None, "real"):
+            raise ValueError(f"images_are={self.images_are}: only a folder of pictures is told so; give images=DIR")
         if self.scenes is not None and self.images == "real":
             raise ValueError(f"images=real: scenes={self.scenes} has no pictures; give shards with protocol.shards=DIR")
 
@@ -560,7 +580,7 @@ class Convert:
     out: str = MISSING
     form: str = "adapter"  # adapter: a file of the adapter alone; the others are the method's
     average: bool = True  # of a run: the averaged weights; false: those of its last step
-    adapter: str | None = None  # of a run with several adapters: which one
+    adapter: str | None = None  # of several methods: which one
     checkpoint: str | None = None  # of a run; null: the newest
     paths: Paths = field(default_factory=Paths)
     backbone: Any = _as_run()
@@ -587,7 +607,6 @@ class Convert:
                 )
         for setting, value, usual in (
             ("average", self.average, True),
-            ("adapter", self.adapter, None),
             ("checkpoint", self.checkpoint, None),
         ):
             if value != usual:

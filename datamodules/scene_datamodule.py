@@ -36,6 +36,7 @@ PER_FOLDER = (
     "crop",
     "crop_ratio",
     "crop_scale",
+    "equal_texts",
     "flip",
     "interpolation",
     "min_area",
@@ -87,6 +88,7 @@ class SceneDataModule(pl.LightningDataModule):
         crop_scale: Of "random_resized", as in `SceneTransform`.
         crop_ratio: Likewise.
         interpolation: How pixels are scaled, as in `SceneTransform`; of held-out scenes too.
+        equal_texts: What becomes of descriptions that objects of a training sample share, as in `SceneTransform`.
         transforms: Of a list of folders, for each the settings of training samples that are its own, out of `PER_FOLDER`; {} for
             none. A folder by itself has none.
         relations: Those that are "stored", or those of the "boxes"; as in `SceneTransform`, held-out scenes too.
@@ -135,6 +137,7 @@ class SceneDataModule(pl.LightningDataModule):
         crop_scale: Sequence[float] = (0.8, 1.1),
         crop_ratio: Sequence[float] = (0.95, 1.05),
         interpolation: str = "bilinear",
+        equal_texts: str = "kept",
         transforms: Sequence[Mapping[str, Any]] | None = None,
         relations: str = "stored",
         relations_per_object: int | None = None,
@@ -181,6 +184,7 @@ class SceneDataModule(pl.LightningDataModule):
             seed=seed,
             caption=caption,
             posterior=posterior,
+            equal_texts=equal_texts,
             crop=crop,
             crop_scale=crop_scale,
             crop_ratio=crop_ratio,

@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 
 from datamodules.crops import CROPS, Window, center_window, random_resized_window, random_window
+from datamodules.equal_texts import EQUAL_TEXTS, told_apart
 from datamodules.order import choice, flips, latent_noise
+from datamodules.padding import padded, padded_scene
 from datamodules.shards import Record
 from scenes.graph import related_by_boxes
 from scenes.scene import Frame, Scene
 
 CAPTIONS = ("first", "any")
-RESIZES = ("crop", "squash")
+RESIZES = ("crop", "squash", "pad")
 RELATIONS = ("stored", "boxes")
 POSTERIORS = ("sample", "mode")
 INTERPOLATIONS = {
@@ -68,7 +70,7 @@ class SceneTransform:
         min_visible: Objects go of whose box the crop leaves less than this share.
         caption: Where a source kept several captions: "first" takes the scene's own, "any" draws one.
         resize: How a picture becomes square: "crop" cuts a part out and scales it, "squash" scales both sides and keeps all
-            of it.
+            of it, "pad" puts white beside or below it first.
         crop: Which part of samples with a position is cut out: the "center" square, a "random" square of the short side, or a
             "random_resized" window (`crops.py`). What has no position (held-out scenes, latents to be made) has the centre.
         crop_scale: Of "random_resized": least and largest share of the picture's area.
@@ -76,6 +78,8 @@ class SceneTransform:
         interpolation: How pixels are scaled: "bilinear", "bicubic" or "lanczos", each smoothed where it scales down (Pillow's).
         relations: "stored" takes the scene's own, "boxes" those that the boxes left stand in.
         relations_per_object: Of "boxes": of each object those to its nearest so many others; None is all pairs.
+        equal_texts: What becomes of descriptions that objects share once the crop has left them: "kept" as they are, or with the
+            endings of `equal_texts.told_apart`.
         posterior: What becomes of stored moments: "sample" draws a latent anew at each position, "mode" takes the mean.
 
     Raises:
@@ -96,6 +100,7 @@ class SceneTransform:
     interpolation: str = "bilinear"
     relations: str = "stored"
     relations_per_object: int | None = None
+    equal_texts: str = "kept"
     posterior: str = "mode"
 
     def __post_init__(self) -> None:
@@ -107,12 +112,13 @@ class SceneTransform:
             "interpolation": INTERPOLATIONS,
             "relations": RELATIONS,
             "posterior": POSTERIORS,
+            "equal_texts": EQUAL_TEXTS,
         }
         for name, choices in words.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"data.{name}={value}: no such choice; take {' or '.join(choices)}")
-        if self.crop != "center" and self.resize == "squash":
-            raise ValueError(f"data.crop={self.crop}: data.resize=squash cuts nothing out; set data.resize=crop")
+        if self.crop != "center" and self.resize != "crop":
+            raise ValueError(f"data.crop={self.crop}: data.resize={self.resize} cuts nothing out; set data.resize=crop")
         for name in ("crop_scale", "crop_ratio"):
             bounds = list(getattr(self, name))
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
@@ -188,6 +194,8 @@ class SceneTransform:
         Raises:
             ValueError: The scene's frame is of another size than the image.
         """
+        if self.resize == "pad":
+            image, scene = padded(image, scene)
         size, square = _size(image), (self.resolution, self.resolution)
         window = self._window(size, position)
         if size == square and window == (0, 0, *size):
@@ -207,6 +215,7 @@ class SceneTransform:
         Returns:
             The scene in its new frame.
         """
+        scene = padded_scene(scene) if self.resize == "pad" else scene
         size = None if scene.frame is None else scene.frame.target
         if size is None or size == (self.resolution, self.resolution):
             return self._related(scene.without_small(self.min_area)[0])
@@ -214,7 +223,7 @@ class SceneTransform:
 
     def _window(self, size: tuple[int, int], position: int | None = None) -> Window:
         """The part of an image of (height, width) px that becomes the square."""
-        if self.resize == "squash":
+        if self.resize != "crop":
             return 0, 0, *size
         if self.crop == "center" or position is None:
             return center_window(size)
@@ -234,7 +243,11 @@ class SceneTransform:
         return replace(scene, frame=replace(scene.frame, target=(self.resolution, self.resolution))), dropped
 
     def _related(self, scene: Scene) -> Scene:
-        """The scene with the relations that are asked for."""
+        """The scene with the relations and the texts that are asked for."""
+        if self.equal_texts != "kept":
+            texts = told_apart([item.description for item in scene.objects], self.equal_texts)
+            objects = [replace(item, description=text) for item, text in zip(scene.objects, texts, strict=True)]
+            scene = replace(scene, objects=tuple(objects))
         if self.relations == "stored":
             return scene
         return related_by_boxes(scene, max_per_object=self.relations_per_object)

@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 
 from evaluation.atomic import write_atomically
-from scenes.json_form import parse_json
 
 LONGEST_NAME = 180  # file systems allow 255 bytes, and a temporary name is longer than the final one
 FORMATS: dict[str, dict[str, Any]] = {"png": {"format": "PNG"}, "jpg": {"format": "JPEG", "quality": 95}}
@@ -208,7 +207,7 @@ class Manifest:
         # The journals first: whoever folds them writes the manifest before they go, so nothing is in neither.
         entries = [entry for journal in self.folder.glob("journal-*.jsonl") for entry in _entries(_content(journal))]
         try:
-            kept = parse_json(self._manifest.read_bytes())
+            kept = json.loads(self._manifest.read_bytes())
             settings, pictures = kept["settings"], kept["pictures"]
             stamps = {name: {Stamp(**stamp)} for name, stamp in pictures.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -279,7 +278,7 @@ def _content(journal: Path) -> bytes:
 def _entries(content: bytes) -> Iterator[tuple[str, Stamp]]:
     for line in content.splitlines():
         try:
-            entry = parse_json(line)
+            entry = json.loads(line)
             yield entry["id"], Stamp(entry["sha256"], entry["size"])
         except (ValueError, KeyError, TypeError):
             continue  # empty, or torn by a kill: that picture is not recorded, so it is made again

@@ -20,7 +20,6 @@ import numpy as np
 from evaluation.picture_sets import PictureSet
 from metrics.base import Metric, Row
 from scenes import Scene
-from scenes.json_form import parse_json
 
 ARRAY = "__array__"  # key of a JSON mapping that stands for an array: [dtype, shape, bytes in base64]
 
@@ -65,7 +64,7 @@ class RowStore:
             with path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
                     try:
-                        entry = parse_json(line)
+                        entry = json.loads(line)
                         yield entry["key"], entry["row"]
                     except (ValueError, KeyError, TypeError):
                         continue  # torn by a kill: measured again

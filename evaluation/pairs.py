@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.atomic import write_atomically
-from scenes.json_form import parse_json
 
 RECORD = "npz_files.json"
 
@@ -35,7 +34,7 @@ class Pairs:
         record = folder / RECORD
         content = json.dumps(wanted).encode() + b"\n"
         write_atomically(record, content, temporary=f".{rank}.{RECORD}.tmp", replace=False)
-        found = parse_json(record.read_bytes())
+        found = json.loads(record.read_bytes())
         if found != wanted:
             raise ValueError(
                 f"{folder}: npz_files_* are of {found['scenes']} scenes over {found['ranks']} ranks, asked for are {scenes} over "

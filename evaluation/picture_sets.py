@@ -4,7 +4,7 @@ A set reads one picture at a time and tells without reading it what the picture 
 be of it. True pictures are read where the split is (`runtime/scene_split.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from PIL import Image
 from evaluation.manifest import Manifest, picture_name
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+Fit = Callable[[int, np.ndarray], np.ndarray]  # of a place and its picture (H, W, 3), what of it is measured
 
 
 class PictureSet(Protocol):
@@ -36,18 +37,21 @@ class Generated:
     Attributes:
         manifest: Where they are.
         ids: The scenes' ids by place.
+        fit: What of a picture is measured; None is all of it.
     """
 
     manifest: Manifest
     ids: Sequence[str]
+    fit: Fit | None = None
 
     def stamp(self, place: int) -> str | None:
         """The hash of the file as it was written."""
         return self.manifest.recorded(self.ids[place])
 
     def read(self, place: int) -> np.ndarray:
-        """The picture, verified."""
-        return np.asarray(self.manifest.read(self.ids[place]))
+        """What is measured of the picture, verified."""
+        picture = np.asarray(self.manifest.read(self.ids[place]))
+        return picture if self.fit is None else self.fit(place, picture)
 
 
 class Folder:
@@ -56,12 +60,14 @@ class Folder:
     Args:
         folder: Where they lie; .png is taken before .jpg and .jpeg.
         ids: The scenes' ids by place.
+        fit: What of a picture is measured; None is all of it.
+        how: What else that depends on, which marks the rows of the pictures.
 
     Raises:
         ValueError: A scene has no picture there; scoring only those that exist would change the protocol.
     """
 
-    def __init__(self, folder: str | Path, ids: Sequence[str]) -> None:
+    def __init__(self, folder: str | Path, ids: Sequence[str], *, fit: Fit | None = None, how: str = "") -> None:
         found = [_picture(Path(folder), name) for name in ids]
         missing = [name for name, path in zip(ids, found, strict=True) if path is None]
         if missing:
@@ -70,16 +76,18 @@ class Folder:
                 "give one picture for each scene, named by the scene's id"
             )
         self.paths = [path for path in found if path is not None]
+        self.fit, self.how = fit, how
 
     def stamp(self, place: int) -> str | None:
         """Name, size and time of the file."""
         status = self.paths[place].stat()
-        return f"{self.paths[place].name}:{status.st_size}:{status.st_mtime_ns}"
+        return f"{self.paths[place].name}:{status.st_size}:{status.st_mtime_ns}{self.how}"
 
     def read(self, place: int) -> np.ndarray:
-        """The picture."""
-        with Image.open(self.paths[place]) as picture:
-            return np.asarray(picture.convert("RGB"))
+        """What is measured of the picture."""
+        with Image.open(self.paths[place]) as opened:
+            picture = np.asarray(opened.convert("RGB"))
+        return picture if self.fit is None else self.fit(place, picture)
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ def write_report(
     Args:
         path: Usually `report.html`; the file is there whole or not at all.
         metrics: As `write_metrics` takes them. Of the other keys "command" is shown as the way to make this again, "published"
-            {system: {"source", "values": {metric: number}}} beside the scores, "not_measured" {metric: reason} and
-            "failures" {arm: {metric: {"count", "first"}}} under them.
+            {system: {"source", "values": {metric: number}}} beside the scores, with "implementations"
+            {metric: {"implementation", "beside"}} of values that are not the metric of that name here, "not_measured"
+            {metric: reason} and "failures" {arm: {metric: {"count", "first"}}} under them.
         pictures: One row a scene, of all scenes or of some.
         curves: (step, value) by name, such as `loss` and `layout_iou`.
         plots: What is drawn beside the scores.
@@ -102,7 +103,7 @@ def write_report(
     sections = (
         head(kept),
         scores(values),
-        published(values, kept.get("published") or {}),
+        published(values, kept.get("published") or {}, kept.get("implementations") or {}),
         plot_section(plots, name="complexity", heading="By complexity"),
         not_measured(kept.get("not_measured") or {}, kept.get("failures") or {}),
         training(values, curves or {}),

@@ -64,15 +64,28 @@ def scores(values: Values) -> str:
     )
 
 
-def published(values: Values, systems: Mapping[str, Any]) -> str:
-    """What others have published under this protocol, beside the value here, with where it is from."""
+def published(
+    values: Values, systems: Mapping[str, Any], implementations: Mapping[str, Mapping[str, str]] | None = None
+) -> str:
+    """What others have published under this protocol, beside the value here, with where it is from.
+
+    Args:
+        values: Those measured here.
+        systems: System -> "source" and "values" by metric.
+        implementations: Metric -> "implementation", what made the published values, and "beside", the metric here that stands
+            beside them; a metric without an entry is the one of that name here.
+
+    Returns:
+        The section; nothing where nothing is published.
+    """
     if not systems:
         return ""
     arm = next((arm for arm in SCORED if arm in values), None)
     ours = values.get(arm, {}) if arm else {}
     names = list(dict.fromkeys(name for system in systems.values() for name in system.get("values", {})))
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in systems)
-    rows = "".join(_published_row(name, ours.get(name), systems) for name in names)
+    others = implementations or {}
+    rows = "".join(_published_row(name, ours, systems, others.get(name)) for name in names)
     sources = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(_text(system.get('source')))}</dd>" for name, system in systems.items()
     )
@@ -137,12 +150,20 @@ def _row(values: Values, name: str, arms: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(title(name))}{better}</th>{cells}</tr>'
 
 
-def _published_row(name: str, ours: dict[str, Any] | None, systems: Mapping[str, Any]) -> str:
-    others = [system.get("values", {}).get(name) for system in systems.values()]
-    decimals = digits([value for value in (*others, (ours or {}).get("mean")) if value is not None])
-    cells = "".join(f"<td>{number(None if value is None else float(value), digits=decimals)}</td>" for value in others)
+def _published_row(
+    name: str, values: Mapping[str, Any], systems: Mapping[str, Any], other: Mapping[str, str] | None
+) -> str:
+    beside = name if other is None else other["beside"]
+    ours = values.get(beside)
+    published = [system.get("values", {}).get(name) for system in systems.values()]
+    decimals = digits([value for value in (*published, (ours or {}).get("mean")) if value is not None])
+    cells = "".join(
+        f"<td>{number(None if value is None else float(value), digits=decimals)}</td>" for value in published
+    )
     better = "<small>lower is better</small>" if lower_is_better(name) else ""
-    return f'<tr><th scope="row">{escape(title(name))}{better}</th><td>{_cell(ours, decimals)}</td>{cells}</tr>'
+    said = "" if other is None else f"<small>published: {escape(other['implementation'])}</small>"
+    here = "" if other is None else f"<small>here: {escape(beside)}</small>"
+    return f'<tr><th scope="row">{escape(title(name))}{better}{said}</th><td>{_cell(ours, decimals)}{here}</td>{cells}</tr>'
 
 
 def _cell(value: dict[str, Any] | None, decimals: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,6 @@ from evaluation.atomic import write_atomically
 from evaluation.plots import Plot, Point, plot_section
 from evaluation.report import write_page
 from evaluation.wording import PRIMARY, SCORED, digits, lower_is_better, number, title
-from scenes.json_form import parse_json
 
 JOBS = "jobs"
 SETTINGS = ("steps", "guidance", "grounding_fraction")  # of the protocol, which a plot may have across
@@ -74,7 +74,7 @@ def jobs_of(folder: str | Path) -> list[Job]:
         if not (folder / "metrics.json").is_file():
             raise ValueError(f"{folder}: holds no evaluation and no sweep; name a folder with metrics.json or {JOBS}")
         return [_job(folder, {})]
-    found = [parse_json(note.read_text(encoding="utf-8")) for note in notes]
+    found = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
     return [
         _job(Path(note["out"]), _settings(note["overrides"]))
         for note in found
@@ -101,7 +101,7 @@ def write_sweep(jobs: Sequence[Job], folder: str | Path) -> str:
 
 
 def _job(out: Path, overrides: dict[str, str]) -> Job:
-    metrics = parse_json((out / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return Job(out=out, overrides=overrides, metrics=metrics)
 
 

@@ -130,7 +130,10 @@ def _check_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"host={host} port={port}: {error.strerror}; name another with port=N") from None
+            raise ValueError(
+                f"host={host} port={port}: {error.strerror}; name another with port=N, or an address of this machine with "
+                "host=127.0.0.1"
+            ) from None
 
 
 def _prepared() -> Path:

@@ -6,6 +6,7 @@ Lightning's own CSV logger deletes the file when a run is resumed, and rewrites 
 from __future__ import annotations
 
 import csv
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,9 +73,17 @@ class MetricsCsv(Logger):
 
 
 def read_metrics(file: str | Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every whole line; an empty list where there is no file."""
+    """(step, name, value) of every whole line; an empty list where there is no file. Other lines are passed over and counted."""
     if not Path(file).is_file():
         return []
-    with Path(file).open(newline="", encoding="utf-8") as lines:
+    with Path(file).open(newline="", encoding="utf-8", errors="replace") as lines:
         rows = [row for row in csv.reader(lines) if len(row) == len(COLUMNS)]
-    return [(int(step), name, float(value)) for step, name, value in rows[1:] if value]
+    figures, strange = [], 0
+    for step, name, value in rows[1:]:
+        try:
+            figures += [(int(step), name, float(value))] if value else []
+        except ValueError:
+            strange += 1
+    if strange:
+        warnings.warn(f"{file}: {strange} lines hold no figure; passed over", stacklevel=2)
+    return figures

@@ -28,7 +28,7 @@ class CropClip(Metric):
         model: CLIP by hub name or local folder.
         revision: Of the hub's repository.
         processor: Hub name or local folder of tokenizer and preprocessing, where they do not lie with the model.
-        sides: Between small and medium, medium and large objects: px of a 512 picture.
+        sides: Between small and medium, medium and large objects: px of a picture whose longer side is 512.
         batch_size: Parts of pictures that go through the model at once.
         resamples: Bootstrap resamples of an interval, over scenes.
         seed: Seed of the resampling.
@@ -87,7 +87,7 @@ class CropClip(Metric):
 
         Returns:
             B rows with a number for each of the G objects that have a box: "values", NaN where the box holds no pixel;
-            "areas", the share of the picture; "cut", 1 where the text was too long and 0 else.
+            "areas", as in `object_values.areas`; "cut", 1 where the text was too long and 0 else.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.

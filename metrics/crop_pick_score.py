@@ -14,7 +14,7 @@ class CropPickScore(CropClip):
         revision: Of the hub's repository.
         processor: Hub name or local folder of tokenizer and preprocessing; PickScore is published without them. Null where the
             model's folder has them.
-        sides: Between small and medium, medium and large objects: px of a 512 picture.
+        sides: Between small and medium, medium and large objects: px of a picture whose longer side is 512.
         batch_size: Parts of pictures that go through the model at once.
         resamples: Bootstrap resamples of an interval, over scenes.
         seed: Seed of the resampling.

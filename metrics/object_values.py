@@ -13,7 +13,7 @@ from metrics.base import Row, Value
 from metrics.intervals import mean_over_objects, mean_over_scenes
 from scenes.scene import Scene
 
-FRAME = 512  # px: side of the pictures that sizes are told of
+FRAME = 512  # px: longer side of the pictures that sizes are told of
 SIDES = (32, 96)  # px of that frame, COCO's: smaller than the first is small, from the second on is large
 SIZES = ("small", "medium", "large")
 
@@ -55,9 +55,11 @@ def pixel_boxes(scene: Scene, size: Sequence[int]) -> np.ndarray:
 
 
 def areas(scene: Scene) -> np.ndarray:
-    """The share of the picture that each box covers, (G,) float64."""
+    """The share of a square over the picture's longer side that each box covers, (G,); without a frame the picture is square."""
     boxes = np.array([item.box for item in scene.objects if item.box is not None], np.float64).reshape(-1, 4)
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    height, width = (1, 1) if scene.frame is None else scene.frame.target
+    share = height * width / max(height, width) ** 2
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * share
 
 
 def object_values(
@@ -68,7 +70,7 @@ def object_values(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Value]:
-    """The values of rows with "values" (G,), NaN for an object that does not count, and "areas" (G,), shares of the picture.
+    """The values of rows with "values" (G,), NaN for an object that does not count, and "areas" (G,), as `areas` gives them.
 
     Args:
         name: The metric's name, with which every name begins.

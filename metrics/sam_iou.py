@@ -25,7 +25,7 @@ class SamIou(Metric):
 
     Args:
         segmenter: What outlines the objects; published with SAM ViT-H, one mask for each box.
-        sides: Between small and medium, medium and large objects: px of a 512 picture.
+        sides: Between small and medium, medium and large objects: px of a picture whose longer side is 512.
         resamples: Bootstrap resamples of an interval, over scenes.
         seed: Seed of the resampling.
 
@@ -71,8 +71,8 @@ class SamIou(Metric):
             again: Not read.
 
         Returns:
-            B rows with a number for each of the G objects that have a box: "values"; "scores", the segmenter's; "areas", the
-            share of the picture.
+            B rows with a number for each of the G objects that have a box: "values"; "scores", the segmenter's; "areas", as in
+            `object_values.areas`.
 
         Raises:
             ValueError: The pictures have another form, or there are more or fewer of them than Scenes.

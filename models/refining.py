@@ -61,7 +61,7 @@ class Refiner:
         variant: str | None = None,
         dtype: str = "float32",
         strength: float = 0.3,
-        steps: int = 50,
+        steps: int = 20,
         guidance: float = 5.0,
         negative_prompt: str | None = None,
         aesthetic_score: float = 6.0,

@@ -57,12 +57,16 @@ def build_conditioning(cfg: DictConfig, backbone: Backbone, *, restored: bool = 
 
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        adapters = {}
-        for name, node in cfg.conditioning.items():
-            skipped = ("module", *(START if restored else ()))
-            settings = {key: value for key, value in node.items() if key not in skipped}
-            adapters[name] = instantiate(settings, backbone=backbone, _convert_="all")
-        return Conditioning(adapters)
+        skipped = ("module", *(START if restored else ()))
+        nodes = {
+            name: {key: value for key, value in node.items() if key not in skipped}
+            for name, node in cfg.conditioning.items()
+        }
+        adapters: dict[str, Any] = {}
+        for name in sorted(nodes, key=lambda name: bool(nodes[name].get("adapters"))):  # what acts on others comes last
+            given = {"others": dict(adapters)} if nodes[name].get("adapters") else {}
+            adapters[name] = instantiate(nodes[name], backbone=backbone, **given, _convert_="all")
+        return Conditioning({name: adapters[name] for name in nodes})
 
 
 def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored: bool = False) -> SceneDiffusion:

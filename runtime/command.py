@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from conf.schema import ROOTS, as_run_keys
 from runtime.composition import CONF, check_values, compose, compose_sweep, implied, leave_out, unchosen
+from runtime.texts import read_texts
 
 TRACEBACK = "SCENOGRAPH_TRACEBACK"  # set to 1: a refusal shows its traceback too
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -114,6 +115,7 @@ def _as_job(run: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
             for line in leave_out(cfg, unchosen(cfg)):
                 print(line)
             check_values(cfg)  # in a sweep the check before the first job has not seen every combination
+            read_texts(cfg)
             run(cfg)
         except Exception as error:
             # In a sweep the launcher reports, from whichever process the job ran in.

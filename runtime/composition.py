@@ -28,9 +28,12 @@ from yaml import YAMLError
 
 from conf.schema import TRAINING_ALONE, DataCommon, register
 from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
+from runtime.texts import read_texts
 
 NOT_NEGATIVE = ("conditioning.", "callback.")
 """Groups in which no number is below 0."""
+LARGEST = 2**63
+"""What torch's and numpy's whole numbers do not hold."""
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -67,6 +70,7 @@ def compose(
         check_keys(cfg, layers.reference, where=layers.source)
     if complete:
         check_values(cfg)
+        read_texts(cfg)
     return cfg
 
 
@@ -154,13 +158,15 @@ def check_values(cfg: DictConfig) -> None:
         cfg: A composed configuration with a typed root.
 
     Raises:
-        ConfigError: A key needs a value, or a number is not finite, or negative where none can be.
+        ConfigError: A key needs a value, or a number is not finite, too large, or negative where none can be.
     """
     for path, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
         if value == MISSING:
             raise ConfigError(f"{path}: needs a value; give it as {path}=VALUE")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}={value}: must be a finite number")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise ConfigError(f"{path}={value}: must be less than 2**63")
         if path.startswith(NOT_NEGATIVE) and isinstance(value, int | float) and value < 0:
             raise ConfigError(f"{path}={value}: must be 0 or more")
     try:

@@ -51,7 +51,7 @@ def _from_run(cfg: DictConfig) -> tuple[Adapter, Backbone, str]:
     if "dtype" in run_cfg.backbone and (cfg.backbone is None or cfg.backbone.get("dtype") is None):
         run_cfg.backbone.dtype = "float32"  # an export has the weights whole, in whichever precision the run held them
     module, checkpoint = load_module(_lean(run_cfg, cfg.form), cfg.checkpoint)
-    name = _only(module.conditioning, cfg.adapter, setting="adapter", where=f"run={cfg.run}")
+    name = _only(module.conditioning, cfg.adapter, where=f"run={cfg.run}")
     adapter = module.conditioning.named[name]
     averaged = cfg.average and module.average is not None
     if averaged:
@@ -66,7 +66,7 @@ def _from_weights(cfg: DictConfig) -> tuple[Adapter, Backbone, str]:
     whole = OmegaConf.create({"seed": 0, "backbone": cfg.backbone, "conditioning": cfg.conditioning})
     backbone = build_backbone(_lean(whole, cfg.form))
     conditioning = build_conditioning(whole, backbone, restored=True)
-    name = _only(conditioning, None, setting="conditioning", where=f"weights={cfg.weights}")
+    name = _only(conditioning, cfg.adapter, where=f"weights={cfg.weights}")
     adapter = conditioning.named[name]
     weights = read_weights(adapter, cfg.weights, backbone=backbone)
     if differing := differing_settings(adapter, weights):
@@ -85,7 +85,7 @@ def _lean(cfg: DictConfig, form: str) -> DictConfig:
     return OmegaConf.merge(cfg, {"backbone": {"skeleton": True}})  # type: ignore[return-value]
 
 
-def _only(conditioning: Conditioning, wanted: str | None, *, setting: str, where: str) -> str:
+def _only(conditioning: Conditioning, wanted: str | None, *, where: str) -> str:
     """The name of the adapter to convert."""
     names = list(conditioning.named)
     if wanted is None and len(names) == 1:
@@ -93,4 +93,4 @@ def _only(conditioning: Conditioning, wanted: str | None, *, setting: str, where
     if wanted in names:
         return str(wanted)
     have = f"have: {', '.join(names)}" if names else "there is none"
-    raise ValueError(f"{setting}={wanted}: {where} needs one adapter to convert ({have}); name it with {setting}=NAME")
+    raise ValueError(f"adapter={wanted}: {where} needs one adapter to convert ({have}); name it with adapter=NAME")

@@ -250,7 +250,8 @@ def _arms(cfg: DictConfig, run_cfg: DictConfig | None, job: Evaluation) -> tuple
     elif cfg.images is not None:
         seeds = [Path(cfg.images) / str(seed) for seed in job.protocol["seeds"]]
         folders = seeds if seeds[0].is_dir() else [Path(cfg.images)]
-        sets = tuple(Folder(folder, ids) for folder in folders)
+        fit = job.split.framing.fitting(cfg.images_are)
+        sets = tuple(Folder(folder, ids, fit=fit, how=f":{cfg.images_are}") for folder in folders)
         arms["pictures"] = Arm(name="pictures", sets=sets, rows=rows / "pictures")
     else:
         assert run_cfg is not None
@@ -277,7 +278,7 @@ def _drawn(cfg: DictConfig, run_cfg: DictConfig, job: Evaluation) -> tuple[dict[
         device=torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
     )
     refiner = build_refiner(cfg)
-    scenes = job.split.scenes
+    scenes = job.split.drawn
     asked = {"with_scene": scenes}
     if module.conditioning.adapters and "without_scene" in job.protocol["arms"]:
         asked["without_scene"] = [scene.without_layout() for scene in scenes]
@@ -293,7 +294,7 @@ def _drawn(cfg: DictConfig, run_cfg: DictConfig, job: Evaluation) -> tuple[dict[
             manifest = Manifest(folder, settings, writer=str(job.ranks.rank), picture_format=picture_format)
             manifest.check_ids([scene.id for scene in scenes])
             _draw(job, module, refiner, run_cfg, _share(job, of_arm), manifest, seed=seed, what=folder.name)
-            sets.append(Generated(manifest, [scene.id for scene in scenes]))
+            sets.append(Generated(manifest, [scene.id for scene in scenes], job.split.framing.cut))
         drawn[arm] = tuple(sets)
     return drawn, about
 

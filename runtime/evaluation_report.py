@@ -95,6 +95,7 @@ def write_outcome(
             for arm, of_arm in failures.items()
         },
         "published": job.protocol["published"],
+        "implementations": job.protocol["implementations"],
         "git_commit": git_commit(),
         "wall_time_s": {**job.seconds, "processes": job.ranks.count},
         **command,
@@ -196,6 +197,7 @@ def _protocol(cfg: DictConfig, run_cfg: DictConfig | None, job: Evaluation) -> d
         "filters": list(protocol["filters"]),
         "transform": protocol["transform"],
         "images": cfg.images,
+        "images_are": None if cfg.images in (None, "real") else cfg.images_are,
         "refiner": None if cfg.refiner is None else OmegaConf.to_container(cfg.refiner, resolve=True),
     }
 

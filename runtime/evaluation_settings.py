@@ -32,6 +32,7 @@ PROTOCOL: dict[str, Any] = {
     "filters": [],
     "expected": None,
     "published": {},
+    "implementations": {},
     "make": None,
 }
 ARMS = tuple(PROTOCOL["arms"])
@@ -73,6 +74,12 @@ def protocol_of(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"protocol.arms={protocol['arms']}: {unknown[0]} is no arm (have: {', '.join(ARMS)})")
     if protocol["picture_format"] not in ("png", "jpg"):
         raise ValueError(f"protocol.picture_format={protocol['picture_format']}: no such format; take png or jpg")
+    for name, entry in protocol["implementations"].items():
+        if not isinstance(entry, dict) or set(entry) != {"implementation", "beside"}:
+            raise ValueError(
+                f"protocol.implementations.{name}={entry}: give {{implementation: WHAT, beside: METRIC}}, what made the "
+                "published values and which of ours stands beside them"
+            )
     for name, least in (("batch_size", 1), ("scenes", 1), ("size", 8)):
         if protocol[name] is not None and protocol[name] < least:
             raise ValueError(f"protocol.{name}={protocol[name]}: must be at least {least}")

@@ -20,6 +20,7 @@ from runtime.build import build_module
 from runtime.composition import CONF
 from runtime.device import MIXED
 from runtime.run_directory import RunDirectory, RunError, lay_over
+from runtime.texts import read_texts
 
 if TYPE_CHECKING:
     from lightning_modules.scene_diffusion import SceneDiffusion
@@ -102,6 +103,7 @@ def weights_config(weights: str, overrides: DictConfig) -> DictConfig:
         key: OmegaConf.to_container(overrides[key]) for key in ("sampler", "trainer") if overrides[key] is not None
     }
     lay_over(cfg, given)
+    read_texts(cfg)
     OmegaConf.resolve(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from conf.schema import as_run_keys, takes_anything
 from runtime.keys import required_kind, suggestion
+from scenes.json_form import parse_json
 
 # What may change between two attempts of one run: where it runs, how long, what is written down on the way.
 # Every other key decides which samples are seen or what is learnt from them.
@@ -157,7 +160,28 @@ class RunDirectory:
         """The step at which the run ended; None while it has not."""
         if not self.finished_file.exists():
             return None
-        return int(json.loads(self.finished_file.read_text(encoding="utf-8"))["step"])
+        try:
+            return int(parse_json(self.finished_file.read_bytes())["step"])
+        except (ValueError, TypeError, KeyError):
+            raise RunError(f"run={self.path}: {self.finished_file.name} says no step; remove it to go on") from None
+
+    def stored_config(self) -> DictConfig:
+        """The configuration of the first attempt.
+
+        Returns:
+            What its file holds, interpolations as they are.
+
+        Raises:
+            RunError: There is none, or it cannot be read.
+        """
+        what = f"run={self.path}: its {self.config_file.name}"
+        try:
+            stored = OmegaConf.load(self.config_file)
+        except (YAMLError, UnicodeDecodeError, RecursionError, OmegaConfBaseException) as error:
+            raise RunError(f"{what} is no YAML ({_one_line(error)}); restore it, or name another folder") from None
+        if not isinstance(stored, DictConfig) or "run" not in stored:
+            raise RunError(f"{what} is no configuration of a run; restore it, or name another folder")
+        return stored
 
     def finish(self, step: int) -> None:
         """Writes down that the run has ended.
@@ -169,7 +193,7 @@ class RunDirectory:
 
     def _refuse_another(self, cfg: DictConfig) -> None:
         """Refuses a configuration that is not this run's."""
-        stored = OmegaConf.to_container(OmegaConf.load(self.config_file))
+        stored = OmegaConf.to_container(self.stored_config())
         differing = list(_differences(stored, _resolved(cfg), OmegaConf.to_container(cfg)))
         if not differing:
             return
@@ -199,9 +223,7 @@ def load_run_config(run: str | Path, overrides: DictConfig | None = None) -> Dic
     file = RunDirectory(run).config_file
     if not file.is_file():
         raise RunError(f"run={run}: holds no run (no config.yaml){_runs_beside(Path(run))}")
-    stored = OmegaConf.load(file)
-    assert isinstance(stored, DictConfig)
-    cfg = copy.deepcopy(stored)
+    cfg = RunDirectory(run).stored_config()
     if overrides is not None:
         plain = OmegaConf.to_container(overrides, resolve=False)
         assert isinstance(plain, dict)
@@ -285,6 +307,11 @@ def _differences(was: Any, now: Any, raw: Any, at: str = "") -> Iterator[tuple[s
 
 def _is_changeable(path: str) -> bool:
     return any(path == key or path.startswith(f"{key}.") for key in CHANGEABLE)
+
+
+def _one_line(error: Exception) -> str:
+    """What a parser has against a file, cut to a line."""
+    return _short(" ".join(str(error).split())) or type(error).__name__
 
 
 def _short(value: Any) -> str:

@@ -16,11 +16,13 @@ from omegaconf import DictConfig
 
 from datamodules.shards import ShardSet, has_shards
 from datamodules.transforms import SceneTransform
+from runtime.framing import Framing
 from runtime.ranks import Ranks
 from scenes import Scene
 from scenes.forms import read_scenes
 
 # of a transform: what is training's, or the images' size
+_OF_SOURCE = "equal_texts"  # which belongs to the data of a protocol, not to that of the run
 _OF_SAMPLES = ("flip", "seed", "caption", "crop", "crop_scale", "crop_ratio", "resolution")
 _SCENE_FILES = (".json", ".txt")
 _WAIT = 1800.0  # seconds for another rank to make shards
@@ -33,10 +35,12 @@ class TruePictures:
     Attributes:
         shards: Where they are.
         transform: How they become square; None leaves them as they are stored.
+        framing: What of the square is measured.
     """
 
     shards: ShardSet
     transform: SceneTransform | None
+    framing: Framing
 
     def stamp(self, place: int) -> str | None:
         """The sample's, and how it becomes square."""
@@ -50,7 +54,7 @@ class TruePictures:
         assert record.image is not None
         if self.transform is None:
             return record.image
-        return self.transform.square(record.image, record.scene)[0]
+        return self.framing.cut(place, self.transform.square(record.image, record.scene)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,9 @@ class SceneSplit:
 
     Attributes:
         name: The folder or file.
-        scenes: In their order, square.
+        scenes: In their order, as pictures are measured with them.
+        drawn: The same, square, as pictures are drawn for them.
+        framing: How pictures come from the one to the other.
         provides: What they carry, in the words of `datamodules.sources.base.PROVIDABLE`.
         true: Their true pictures; None where there are none.
         whole: How many scenes the split has, of which `scenes` are the first.
@@ -67,6 +73,8 @@ class SceneSplit:
 
     name: str
     scenes: list[Scene]
+    drawn: list[Scene]
+    framing: Framing
     provides: frozenset[str]
     true: TruePictures | None
     whole: int
@@ -88,7 +96,7 @@ def square_transform(
     if resolution is None:
         return None
     names = {field.name for field in fields(SceneTransform)} - set(_OF_SAMPLES)
-    settings = {name: data[name] for name in names if name in data} | dict(given or {})
+    settings = {name: data[name] for name in names - {_OF_SOURCE} if name in data} | dict(given or {})
     if unknown := sorted(set(settings) - names):
         raise ValueError(f"protocol.transform.{unknown[0]}: no such setting (have: {', '.join(sorted(names))})")
     return SceneTransform(resolution=resolution, **settings)
@@ -118,12 +126,19 @@ def split_of_shards(folder: str | Path, transform: SceneTransform | None, *, cou
     count = whole if count is None else count
     if whole < count:
         raise ValueError(f"protocol.scenes: {count} but {folder} holds {whole}; lower it or give more shards")
-    scenes = [_squared(shards.scene(number), transform) for number in range(count)]
+    stored = [shards.scene(number) for number in range(count)]
     provides = shards.provides
     if transform is not None and transform.relations == "boxes" and "boxes" in provides:
         provides = provides | {"relations"}
+    drawn, framing = _framed(stored, transform)
     return SceneSplit(
-        name=str(folder), scenes=scenes, provides=provides, true=TruePictures(shards, transform), whole=whole
+        name=str(folder),
+        scenes=_measured(drawn, framing),
+        drawn=drawn,
+        framing=framing,
+        provides=provides,
+        true=TruePictures(shards, transform, framing),
+        whole=whole,
     )
 
 
@@ -143,10 +158,19 @@ def split_of_files(path: str | Path, transform: SceneTransform | None, *, count:
     """
     path = Path(path)
     files = sorted(file for file in path.iterdir() if file.suffix in _SCENE_FILES) if path.is_dir() else [path]
-    scenes = [_squared(scene, transform) for file in files for scene in read_scenes(file)]
-    if not scenes:
+    stored = [scene for file in files for scene in read_scenes(file)]
+    if not stored:
         raise ValueError(f"scenes={path}: no files of scenes there; give .json or .txt files of scenes")
-    return SceneSplit(name=str(path), scenes=scenes[:count], provides=_carried(scenes), true=None, whole=len(scenes))
+    drawn, framing = _framed(stored[:count], transform)
+    return SceneSplit(
+        name=str(path),
+        scenes=_measured(drawn, framing),
+        drawn=drawn,
+        framing=framing,
+        provides=_carried([*drawn, *(_squared(scene, transform) for scene in stored[len(drawn) :])]),
+        true=None,
+        whole=len(stored),
+    )
 
 
 def made_shards(node: Mapping[str, Any], ranks: Ranks) -> None:
@@ -169,6 +193,17 @@ def made_shards(node: Mapping[str, Any], ranks: Ranks) -> None:
         if time.monotonic() > end:
             raise ValueError(f"protocol.shards: rank 0 has not made {node['shards']}; look at what it says")
         time.sleep(0.2)
+
+
+def _framed(stored: list[Scene], transform: SceneTransform | None) -> tuple[list[Scene], Framing]:
+    """Stored scenes as they are drawn, and how their pictures come into the frames in which they are measured."""
+    sizes = [None if scene.frame is None else scene.frame.target for scene in stored]
+    framing = Framing(transform=transform, sizes=sizes, ids=[scene.id for scene in stored])
+    return [_squared(scene, transform) for scene in stored], framing
+
+
+def _measured(drawn: list[Scene], framing: Framing) -> list[Scene]:
+    return [framing.measured(place, scene) for place, scene in enumerate(drawn)]
 
 
 def _squared(scene: Scene, transform: SceneTransform | None) -> Scene:

@@ -12,6 +12,7 @@ from typing import Any
 
 # Rounding of published boxes: nearer to the border than this is on it, thinner than this is nothing.
 TOLERANCE = 1e-6
+DEEPEST = 50  # lists and mappings in one another; copying takes two of Python's 1000 frames for each
 
 
 class SceneError(ValueError):
@@ -22,7 +23,7 @@ def as_box(value: Any) -> Any:
     """Four numbers as a tuple of floats, rounding beyond [0, 1] taken off; anything else unchanged."""
     try:
         x0, y0, x1, y1 = [v if type(v) is float else float(v + 0.0) for v in value]  # no texts: "0.5" + 0.0 fails
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return value
     if x0 < 0.0 or y0 < 0.0 or x1 > 1.0 or y1 > 1.0:
         x0, y0 = (0.0 if -TOLERANCE <= v < 0.0 else v for v in (x0, y0))
@@ -34,7 +35,7 @@ def as_number(value: Any) -> Any:
     """A number of any library as a float; anything else unchanged."""
     try:
         return float(value + 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return value
 
 
@@ -68,6 +69,26 @@ def check_type(value: Any, kind: type | tuple[type, ...], where: str, field: str
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)) if k is not type(None))
         raise SceneError(f"{where}: {field}: {_short(value)} is of type {type(value).__name__}; give a {kinds}")
     return value
+
+
+def check_depth(value: Any, where: str, field: str) -> None:
+    """Refuse values that are nested so deeply that copying them fails.
+
+    Args:
+        value: Plain JSON values.
+        where: Scene or file that they belong to, for the message.
+        field: Path of the field, for the message.
+
+    Raises:
+        SceneError: There are more than `DEEPEST` lists and mappings in one another.
+    """
+    layer = [value]
+    for _ in range(DEEPEST + 1):
+        layer = [each for each in layer if isinstance(each, dict | list)]
+        if not layer:
+            return
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
+    raise SceneError(f"{where}: {field}: nested deeper than {DEEPEST} levels; flatten it or leave it out")
 
 
 def check_keys(data: Any, known: Collection[str], needed: Iterable[str], where: str, field: str) -> dict[str, Any]:

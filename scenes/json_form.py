@@ -44,12 +44,40 @@ def parse_json(text: str | bytes) -> Any:
         Its content.
 
     Raises:
-        ValueError: It is not JSON, or nested more deeply than Python follows.
+        ValueError: It is not JSON, or nested more deeply than Python follows; the message says where, and names no file.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start}: {error.reason}") from None
+    except ValueError:
+        raise ValueError("a number has too many digits") from None
+
+
+def parse_mapping(text: str | bytes, what: str) -> dict[str, Any]:
+    """The mapping in a JSON text that a program wrote beside its weights or its run.
+
+    Args:
+        text: The JSON.
+        what: Setting and file that it belongs to, for the message.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: It is not JSON, or no mapping.
+    """
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} holds a {type(content).__name__} where a mapping has to be; fetch it again")
+    return content
 
 
 def read_json(path: str | Path) -> Any:
@@ -64,10 +92,9 @@ def read_json(path: str | Path) -> Any:
     Raises:
         SceneError: It is not there or not JSON; the message names file and place.
     """
+    text = read_text(path)
     try:
-        return parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise SceneError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON") from None
+        return parse_json(text)
     except ValueError as error:
         raise SceneError(f"{path}: {error}; correct the JSON") from None
 

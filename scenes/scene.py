@@ -23,6 +23,7 @@ from scenes import masks as mask_math
 from scenes.checks import (
     TOLERANCE,
     SceneError,
+    check_depth,
     check_object,
     check_relations,
     check_type,
@@ -84,7 +85,7 @@ class Scene:
         Raises:
             SceneError: The id or a phrase is empty; a box leaves [0, 1], is inverted, has no size or holds
                 NaN; a relation names an object that is not there or relates an object to itself; a field has
-                another type than it says.
+                another type than it says, or the provenance is nested too deeply.
         """
         if not isinstance(self.id, str) or not self.id:
             raise SceneError(f"scene: id: {self.id!r} is not a name; give a text that is not empty")
@@ -95,6 +96,7 @@ class Scene:
         check_type(self.frame, (Frame, type(None)), where, "frame")
         check_type(self.source, str, where, "source")
         check_type(self.provenance, dict, where, "provenance")
+        check_depth(self.provenance, where, "provenance")
         for index, item in enumerate(self.objects):
             if not isinstance(item, SceneObject):
                 check_type(item, SceneObject, where, f"objects[{index}]")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from datamodules.sources.base import Content, EncodedPicture, LeftOut, Source
 from scenes import Frame, Scene, SceneError, SceneObject
@@ -68,7 +68,8 @@ class Picture:
             image = Image.open(io.BytesIO(data))
             image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SampleError(f"{where}: picture: cannot be decoded ({error}); fetch it again") from error
+            reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            raise SampleError(f"{where}: picture: cannot be decoded ({reason}); fetch it again") from error
         return Picture(data=data, image=image)
 
     @staticmethod

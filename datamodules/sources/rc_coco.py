@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from datamodules.sources.base import Content
 from datamodules.sources.files import Picture, content_of, existing
 from datamodules.sources.rich_labels import (
@@ -20,8 +18,6 @@ from datamodules.sources.rich_labels import (
 )
 from scenes import Frame, Scene
 
-WHITE = (255, 255, 255)
-
 
 class RcCoco(RichLabels):
     """COCO's pictures with the caption of the labels, and objects with tag and sentence.
@@ -31,7 +27,6 @@ class RcCoco(RichLabels):
         labels: Folder of the files of labels.
         split: Name of the folder of pictures in `root`.
         images: Folder of the pictures, if it is not `root/split`.
-        square: Whether white is put beside or below a picture to make it square, as the published evaluation does.
         labelled_at: As in `RichLabels`; the published labels were made at 768.
         max_objects: As in `RichLabels`.
         min_area: As in `FileSource`.
@@ -52,7 +47,6 @@ class RcCoco(RichLabels):
         labels: str,
         split: str = "val2017",
         images: str | None = None,
-        square: bool = False,
         labelled_at: int | None = 768,
         max_objects: int | None = None,
         min_area: float = 0.0,
@@ -63,12 +57,11 @@ class RcCoco(RichLabels):
             labelled_at=labelled_at,
             max_objects=max_objects,
             masks=False,
-            equal_texts="kept",  # the released evaluation leaves them as they are
             min_area=min_area,
             tolerance=tolerance,
             short_side=short_side,
         )
-        self.root, self.labels, self.split, self.images, self.square = root, labels, split, images, square
+        self.root, self.labels, self.split, self.images = root, labels, split, images
         existing(Path(root), "source.root")
         self._folder = existing(Path(images) if images else Path(root) / split, "source.images")
         self._labels = existing(Path(labels), "source.labels")
@@ -98,8 +91,6 @@ class RcCoco(RichLabels):
         if not (file := self._folder / f"{where}.jpg").is_file():
             return WITHOUT_PICTURE
         picture = Picture.open(file, where)
-        if self.square:
-            picture = _squared(picture)
         objects = self.labelled(where, label, picture.size)
         if not objects:
             return "pictures without boxes"
@@ -112,13 +103,3 @@ class RcCoco(RichLabels):
             source=self.name,
         )
         return self.stored(scene, picture)
-
-
-def _squared(picture: Picture) -> Picture:
-    """The picture in the top left of a white square; one that is square stays as it is."""
-    side = max(picture.size)
-    if picture.size == (side, side):
-        return picture
-    square = Image.new("RGB", (side, side), WHITE)
-    square.paste(picture.image.convert("RGB"), (0, 0))
-    return Picture(data=b"", image=square)

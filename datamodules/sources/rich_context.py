@@ -65,7 +65,6 @@ class RichContext(RichLabels):
         labelled_at: As in `RichLabels`.
         max_objects: As in `RichLabels`; the publishers take 20.
         masks: As in `RichLabels`.
-        equal_texts: As in `RichLabels`.
         min_area: As in `FileSource`.
         tolerance: As in `FileSource`, of the picture with its border; what lies in the border is cut.
         short_side: As in `FileSource`.
@@ -87,7 +86,6 @@ class RichContext(RichLabels):
         labelled_at: int | None = None,
         max_objects: int | None = 20,
         masks: bool = False,
-        equal_texts: str = "published",
         min_area: float = 0.0,
         tolerance: float = 0.05,
         short_side: int | None = None,
@@ -96,7 +94,6 @@ class RichContext(RichLabels):
             labelled_at=labelled_at,
             max_objects=max_objects,
             masks=masks,
-            equal_texts=equal_texts,
             min_area=min_area,
             tolerance=tolerance,
             short_side=short_side,

@@ -5,9 +5,8 @@ they belong to is in ``rich_context.py`` (img2dataset's, with a border) and ``rc
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +16,6 @@ from scenes import masks as mask_math
 
 PREFIX = "label_"
 WITHOUT_PICTURE = "labels without a picture"
-EQUAL_TEXTS = ("published", "numbered", "kept")
 BEYOND = "boxes beyond max_objects"
 
 
@@ -48,7 +46,6 @@ class RichLabels(FileSource):
         max_objects: Most objects of a scene: the most confident stay, or the first where they have no scores. Null for
             any number.
         masks: Whether the masks are kept.
-        equal_texts: What becomes of sentences that several objects of a scene share; see `told_apart`.
         min_area: As in `FileSource`.
         tolerance: As in `FileSource`.
         short_side: As in `FileSource`.
@@ -63,7 +60,6 @@ class RichLabels(FileSource):
         labelled_at: int | None,
         max_objects: int | None,
         masks: bool,
-        equal_texts: str,
         min_area: float,
         tolerance: float,
         short_side: int | None,
@@ -73,10 +69,7 @@ class RichLabels(FileSource):
             raise ValueError(f"source.labelled_at={labelled_at}: give pixels, or null for the pictures' own size")
         if max_objects is not None and max_objects < 1:
             raise ValueError(f"source.max_objects={max_objects}: give 1 or more, or null for any number")
-        if equal_texts not in EQUAL_TEXTS:
-            raise ValueError(f"source.equal_texts={equal_texts}: no such choice; take one of {', '.join(EQUAL_TEXTS)}")
         self.labelled_at, self.max_objects, self.masks = labelled_at, max_objects, masks
-        self.equal_texts = equal_texts
 
     def labelled(
         self, where: str, label: Label, size: tuple[int, int], *, window: Sequence[float] | None = None
@@ -113,8 +106,7 @@ class RichLabels(FileSource):
             self.count(BEYOND, len(objects) - self.max_objects)
             first = sorted(range(len(objects)), key=lambda place: -(objects[place].score or 0.0))[: self.max_objects]
             objects = tuple(objects[place] for place in sorted(first))
-        texts = told_apart([item.description for item in objects], self.equal_texts)
-        return tuple(replace(item, description=text) for item, text in zip(objects, texts, strict=True))
+        return objects
 
     def _mask(
         self, item: Any, frame: tuple[float, float], window: Sequence[float] | None, where: str
@@ -133,26 +125,6 @@ class RichLabels(FileSource):
             return mask if window is None else mask_math.crop(mask, window)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SampleError(f"{where}: mask: not run lengths ({error}); set source.masks=false") from error
-
-
-def told_apart(texts: Sequence[str], how: str) -> list[str]:
-    """Texts of a scene's objects, with endings for those that are equal.
-
-    Args:
-        texts: One for each object, in the order of the file.
-        how: "published": `_0` for all but the last of equal texts, which is what the released loader does to the sentences of
-            CC3M and LAION; "numbered": `_0`, `_1`, … as it seems to have been meant; "kept": no endings.
-
-    Returns:
-        As many texts.
-    """
-    total, seen, out = Counter(texts), Counter[str](), []
-    for text in texts:
-        place = seen[text]
-        seen[text] += 1
-        ending = {"published": place < total[text] - 1 and "_0", "numbered": total[text] > 1 and f"_{place}"}.get(how)
-        out.append(text + (ending or ""))
-    return out
 
 
 def read_label(data: bytes, where: str) -> Label:

@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from models.backbones.base import Backbone
 from models.conditioning.slots import DenoiserInputs
 from models.text import TextTower, TextTowers, word_tokenizer
+from scenes.json_form import parse_mapping
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -162,7 +163,7 @@ class ShapesBackbone(Backbone):
                 stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
             raise ValueError(f"backbone.weights: {path} is not a safetensors file ({error})") from error
-        self._check_settings(path, json.loads(metadata.get("config", "{}")))
+        self._check_settings(path, parse_mapping(metadata.get("config", "{}"), f"backbone.weights: {path}: its config"))
         own = self._weights()
         missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
         if missing or unexpected:

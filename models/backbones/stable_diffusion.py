@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from models.backbones.base import Backbone, config_of
 from models.quiet import quiet_libraries
 from models.text import TextTower, TextTowers, word_tokenizer
-from scenes.json_form import parse_json
+from scenes.json_form import parse_mapping
 
 log = logging.getLogger(__name__)
 
@@ -223,9 +223,7 @@ class StableDiffusion(Backbone):
             for encoder in encoders
         ]
         return cls(
-            unet=nn.Module.to(
-                unet, DTYPES[dtype]
-            ),  # diffusers' own warns of parts that want float32, and this one has none
+            unet=unet.to(DTYPES[dtype]),
             vae=vae,
             towers=towers,
             scheduler_config=_read(folder / "scheduler" / "scheduler_config.json"),
@@ -318,7 +316,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_mapping(path.read_bytes(), str(path))
 
 
 def _encoder_class(config: CLIPTextConfig) -> type[CLIPTextModel] | type[CLIPTextModelWithProjection]:
@@ -349,7 +347,8 @@ def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]
         with warnings.catch_warnings():  # diffusers 0.42 gives the hub's client an argument that it warns of
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
             yield
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
+    except (OSError, HfHubHTTPError, SafetensorError, ValueError, TypeError, RecursionError) as error:
+        # the last three: a config that is no JSON, is no mapping, or is nested too deeply
         reason = " ".join(str(error).split())[:160]
         if Path(text).is_dir():
             fault, way = "lacks files in", "give a whole folder in diffusers' layout"

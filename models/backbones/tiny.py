@@ -29,6 +29,11 @@ WORDS = """
 UNET = {
     "sd15": {"block_out_channels": [16, 32, 32, 48], "attention_head_dim": 2, "cross_attention_dim": 24},
     "sd21": {"block_out_channels": [16, 32, 48, 48], "attention_head_dim": [2, 4, 6, 6], "cross_attention_dim": 32},
+    "sd21_base": {
+        "block_out_channels": [16, 32, 48, 48],
+        "attention_head_dim": [2, 4, 6, 6],
+        "cross_attention_dim": 32,
+    },
     "sdxl": {
         "block_out_channels": [16, 32, 48],
         "attention_head_dim": [2, 4, 6],
@@ -41,12 +46,18 @@ UNET = {
 TEXT = {
     "sd15": [{"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}],
     "sd21": [{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}],
+    "sd21_base": [{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}],
     "sdxl": [
         {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2},
         {"hidden_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 40},
     ],
 }
-PADDING = {"sd15": ("<|endoftext|>",), "sd21": ("!",), "sdxl": ("<|endoftext|>", "!")}  # as published
+PADDING = {  # as published
+    "sd15": ("<|endoftext|>",),
+    "sd21": ("!",),
+    "sd21_base": ("!",),
+    "sdxl": ("<|endoftext|>", "!"),
+}
 
 
 @quiet_libraries()
@@ -54,7 +65,7 @@ def make_tiny(kind: str, folder: str | Path, *, seed: int = 0) -> None:
     """Writes a tiny model in diffusers' layout.
 
     Args:
-        kind: "sd15", "sd21" or "sdxl".
+        kind: "sd15", "sd21", "sd21_base" or "sdxl".
         folder: where to; made if it is not there.
         seed: of the weights.
 
@@ -105,7 +116,7 @@ def tiny_backbone(
     """A tiny model, opened by the real loader.
 
     Args:
-        kind: "sd15", "sd21" or "sdxl".
+        kind: "sd15", "sd21", "sd21_base" or "sdxl".
         folder: opened if it is there, else made; None takes a temporary one that is removed at once.
         seed: of the weights, where they are made.
         dtype: as in `StableDiffusion.from_folder`.

@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scenes.json_form import parse_mapping
+
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
     from models.conditioning.base import Adapter
@@ -107,7 +109,8 @@ def read_weights(adapter: Adapter, path: str | Path, *, backbone: Backbone) -> W
         tensors, settings = adapter.read_published(str(path)), {}
     else:
         _check_belonging(about, adapter, backbone, what)
-        tensors, settings = read_tensors(Path(path), what), json.loads(about.get("settings", "{}"))
+        tensors = read_tensors(Path(path), what)
+        settings = parse_mapping(about.get("settings", "{}"), f"{what}: its settings")
     weights = Weights(tensors=tensors, settings=settings)
     try:
         audit(tensors, adapter.published(), what=what)
@@ -235,7 +238,7 @@ def _check_belonging(about: Mapping[str, str], adapter: Adapter, backbone: Backb
             f"conditioning={about['method']}"
         )
     own = belongs_to(backbone)
-    for name, value in json.loads(about.get("backbone", "{}")).items():
+    for name, value in parse_mapping(about.get("backbone", "{}"), f"{what}: its backbone").items():
         if name in own and value != own[name]:
             raise ValueError(
                 f"{what} belongs to another backbone: its {name} is {value}, this one's {own[name]}; give weights of this "

@@ -89,9 +89,10 @@ class Adapter(nn.Module, ABC):
         return {}
 
     def layer_modules(self) -> dict[str, nn.Module]:
-        """Path of a linear layer of the UNet -> module whose output is added to the layer's own; empty for most methods.
+        """Path of a linear layer -> module whose output is added to the layer's own; empty for most methods.
 
-        They act whatever the scene, also where a sampler leaves the scene out: they are part of the denoiser.
+        A layer of the UNet, or, by its path in `slots.slot_layers`, of another adapter's module in its blocks. They act whenever
+        the layer does, so those on the UNet's own also where a sampler leaves the scene out: they are part of the denoiser.
         """
         return {}
 

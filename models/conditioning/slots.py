@@ -180,6 +180,23 @@ def attention_layers(unet: UNet2DConditionModel, blocks: Iterable[str] | str = "
     return layers
 
 
+def slot_layers(modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
+    """The linear layers of an adapter's modules, under the paths that they would have in a UNet that owned them.
+
+    Args:
+        modules: block path -> module, as `Adapter.slot_modules` gives them.
+
+    Returns:
+        `<block path>.fuser.<name>` -> layer, in the order in which the blocks run.
+    """
+    return {
+        f"{path}.fuser.{name}": layer
+        for path, module in modules.items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+
+
 def attach(
     unet: UNet2DConditionModel,
     modules: Mapping[str, Mapping[str, nn.Module]],
@@ -190,19 +207,22 @@ def attach(
     Args:
         unet: a UNet with free slots.
         modules: adapter name -> block path -> module, called as module(hidden (B, L, C), payload) -> (B, L, C).
-        beside: adapter name -> path of a linear layer -> module, called as module(hidden (..., in)) -> (..., out) whenever
-            the layer is, also where there is no payload.
+        beside: adapter name -> path of a linear layer, of the UNet or of a module in its slots (`slot_layers`) -> module, called
+            as module(hidden (..., in)) -> (..., out) whenever the layer is, also where there is no payload.
 
     Raises:
         ValueError: a slot that is taken (a UNet built with attention_type="gated", or one attached before), or a path
             that is no transformer block or no linear layer.
     """
     linear = {path: m for path, m in unet.named_modules() if isinstance(m, nn.Linear)}
+    for at in modules.values():
+        linear |= slot_layers(at)
     for name, at in (beside or {}).items():
         for path in at:
             if path not in linear:
                 raise ValueError(
-                    f"{name}: {path} is no linear layer of this UNet; take paths from attention_layers(unet)"
+                    f"{name}: {path} is no linear layer of this UNet or in its slots; take paths from attention_layers(unet) or "
+                    "slot_layers(modules)"
                 )
     blocks = {path: m for path, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
     for name, at in modules.items():
@@ -233,7 +253,16 @@ def detach(unet: UNet2DConditionModel) -> None:
     if unet.__dict__.get("position_net") is _payloads:
         del unet.position_net
     for module in unet.modules():
-        if isinstance(module, BasicTransformerBlock) and isinstance(module.__dict__.get("fuser"), Slot):
+        slot = module.__dict__.get("fuser") if isinstance(module, BasicTransformerBlock) else None
+        if isinstance(slot, Slot):
+            for borrowed in slot.modules.values():
+                _without_hooks(borrowed)
             del module.fuser
-        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, Beside)]:
-            del module._forward_hooks[key]
+    _without_hooks(unet)
+
+
+def _without_hooks(module: nn.Module) -> None:
+    """Takes what was put beside a module's layers away."""
+    for layer in module.modules():
+        for key in [key for key, hook in layer._forward_hooks.items() if isinstance(hook, Beside)]:
+            del layer._forward_hooks[key]

@@ -1,5 +1,7 @@
 """Pictures and scenes move together: what a box shows before a transform it shows after."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from datamodules.order import flips
 from datamodules.shards import Record
 from datamodules.transforms import SceneTransform, to_tensor
+from scenes.masks import decode, encode
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 
@@ -32,6 +35,30 @@ def test_values_are_exact_at_the_ends():
     assert tensor.max() == 1
     back = ((tensor + 1) * 127.5).round().to(torch.uint8)
     assert torch.equal(back, torch.from_numpy(ramp).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (90, 60), (33, 47), (64, 64)])
+def test_padding_keeps_all_of_a_picture_in_the_upper_left_of_a_white_square(height, width):
+    one = record(height, width, [(4, 6, 20, 30)])
+    mask = np.zeros((height, width), bool)
+    mask[6:30, 4:20] = True
+    objects = tuple(replace(item, mask=encode(mask)) for item in one.scene.objects)
+    scene = replace(one.scene, objects=objects)
+    side = max(height, width)
+    transform = SceneTransform(resolution=side, resize="pad", min_area=0)
+    square, moved, dropped = transform.square(one.image, scene)
+    assert (square.shape, dropped) == ((side, side, 3), 0)
+    assert np.array_equal(square[:height, :width], one.image)
+    assert np.all(square[height:] == 255)
+    assert np.all(square[:, width:] == 255)
+    assert np.array(moved.objects[0].box) * side == pytest.approx((4, 6, 20, 30))
+    assert np.argwhere(decode(moved.objects[0].mask)).tolist() == np.argwhere(mask).tolist()
+    assert decode(moved.objects[0].mask).shape == (side, side)
+    assert moved.frame == Frame(original=(side, side))
+    assert transform.scene(scene) == moved
+    half = replace(transform, resolution=side // 2)
+    assert half.scene(scene).objects[0].box == moved.objects[0].box
+    assert half.square(one.image, scene)[1].frame.target == (side // 2,) * 2
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is():
@@ -132,7 +159,7 @@ def test_relations_are_those_of_the_boxes_that_the_crop_leaves():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resize": "pad"}, "data.resize=pad: no such choice; take crop or squash"),
+        ({"resize": "fit"}, "data.resize=fit: no such choice; take crop or squash or pad"),
         ({"relations": "none"}, "data.relations=none: no such choice; take stored or boxes"),
         ({"relations_per_object": -1}, "data.relations_per_object=-1"),
     ],
@@ -168,3 +195,14 @@ def test_flips_move_picture_and_scene_and_follow_the_position():
             assert torch.equal(sample.image, plain.image)
             assert sample.scene == one.scene
     assert 5 < sum(flips(9, position) for position in range(30)) < 25
+
+
+def test_equal_descriptions_get_endings_once_the_crop_has_left_them():
+    left, middle, right = ((0.0, 0.2, 0.2, 0.8), (0.4, 0.2, 0.5, 0.8), (0.5, 0.2, 0.6, 0.8))
+    objects = [SceneObject(phrase="dog", description="a dog", box=box) for box in (left, middle, right)]
+    scene = Scene(id="dogs", objects=tuple(objects), frame=Frame(original=(32, 64)))
+    record = Record(scene=scene, image=np.zeros((32, 64, 3), np.uint8))
+    made = {how: SceneTransform(resolution=32, equal_texts=how)(record, 0).scene for how in ("kept", "published")}
+    assert [item.description for item in made["kept"].objects] == ["a dog", "a dog"]
+    assert [item.description for item in made["published"].objects] == ["a dog_0", "a dog"]
+    assert [item.phrase for item in made["published"].objects] == ["dog", "dog"]

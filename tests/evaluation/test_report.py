@@ -216,6 +216,14 @@ def test_published_numbers_stand_beside_with_their_source(tmp_path):
     assert "As published, not measured here" in said
 
 
+def test_a_published_value_of_another_implementation_stands_beside_ours_and_is_named(tmp_path):
+    systems = {"GLIGEN": {"source": "Table 9", "values": {"fid": 21.04, "colour": 0.5}}}
+    others = {"fid": {"implementation": "not known", "beside": "colour"}}
+    said = Page(report(tmp_path, metrics(published=systems, implementations=others))).said()
+    assert "FID lower is better published: not known 0.90 0.80 to 1.00, n = 19 here: colour 21.04" in said
+    assert "Colour 0.900 0.800 to 1.000, n = 19 0.500" in said
+
+
 def test_what_was_not_measured_is_listed_with_its_reason(tmp_path):
     failures = {"with_scene": {"sg_iou": {"count": 3, "first": ["a: the judge said nothing"]}}}
     kept = metrics(not_measured={"fid": "inception.pt is not there; fetch it"}, failures=failures)

@@ -149,10 +149,7 @@ def test_rich_context_from_img2dataset_to_its_label_files(
         for note in content["annos"]:
             assert {"bbox", "mask", "pred_score", "category_name", "caption"} <= set(note)
             assert set(note["category_name"].split()) <= words
-    read = {
-        scene.id: scene
-        for scene, _ in RichContext(root=str(tmp_path / "published"), border=False, masks=True, equal_texts="kept")
-    }
+    read = {scene.id: scene for scene, _ in RichContext(root=str(tmp_path / "published"), border=False, masks=True)}
     for scene in scenes:
         assert [item.phrase for item in read[scene.id].objects] == [item.phrase for item in scene.objects]
         assert [item.description for item in read[scene.id].objects] == [item.description for item in scene.objects]

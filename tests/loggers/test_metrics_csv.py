@@ -48,3 +48,10 @@ def test_no_file_is_no_figures(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == []
     MetricsCsv(file=tmp_path / "metrics.csv").rewind(0)
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_lines_without_a_figure_are_passed_over_and_counted(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"step,name,value\r\n1,loss,0.5\r\n\xff,\x9b,x\r\n2,loss,much\r\n3,loss,0.25\r\n")
+    with pytest.warns(UserWarning, match="metrics.csv: 2 lines"):
+        assert read_metrics(file) == [(1, "loss", 0.5), (3, "loss", 0.25)]

@@ -83,7 +83,8 @@ def test_other_settings_are_named_where_the_shapes_differ(backbone, file):
 
 
 def test_what_is_no_adapter_file_is_refused(backbone, file, tmp_path):
-    refusal("conditioning.regions.weights: nowhere.safetensors does not exist", backbone, "nowhere.safetensors")
+    for name in ("nowhere.safetensors", "runs/nowhere.safetensors"):  # the second is no name on the hub
+        refusal(f"conditioning.regions.weights: {name} is no file or folder here", backbone, name)
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     refusal(
         "other.safetensors holds no regional weights; give what init_regional_unet.py or its training has written",
@@ -128,3 +129,21 @@ def test_half_precision_weights_fill_an_adapter_in_full(backbone, file):
     for key, tensor in adapter.published().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, tensors[key].half().float())
+
+
+@pytest.mark.parametrize("content", [b"{{", b"\xff\x00", b"[1]", b"[" * 5000 + b"]" * 5000])
+@pytest.mark.parametrize(("adapter", "more"), [(BoxesAdapter, {"init": "published"}), (RegionsAdapter, {})])
+def test_a_folder_of_weights_with_a_broken_config_is_refused_by_name(adapter, more, content, backbone, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    what = f"conditioning.{adapter.method}.weights: {tmp_path}: config.json"
+    with pytest.raises(ValueError, match=f"^{re.escape(what)}") as caught:
+        adapter(backbone, weights=str(tmp_path), **more)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["settings", "backbone"])
+def test_broken_words_of_a_file_about_itself_are_refused_by_name(name, backbone, file):
+    with safe_open(file, framework="pt") as opened:
+        tensors, about = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(tensors, str(file), metadata={**about, name: "["})
+    refusal(f"conditioning.regions.weights: {file}: its {name}", backbone, file)

@@ -19,7 +19,7 @@ from models.conditioning.slots import DenoiserInputs, attach, block_sites, detac
 from scenes import Frame, Scene, SceneBatch
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
-KINDS = ("sd15", "sd21", "sdxl")
+KINDS = ("sd15", "sd21", "sd21_base", "sdxl")
 CAPTIONS = ["a red circle and a blue square", ""]
 SHAPES = {
     "unet_config": {
@@ -191,18 +191,20 @@ class TestDenoiser:
         assert {kind: (b.has_pooled, b.has_size_ids) for kind, b in backbones.items()} == {
             "sd15": (False, False),
             "sd21": (False, False),
+            "sd21_base": (False, False),
             "sdxl": (True, True),
             "shapes": (False, False),
         }
         assert {kind: b.text_width for kind, b in backbones.items()} == {
             "sd15": 24,
             "sd21": 32,
+            "sd21_base": 32,
             "sdxl": 64,
             "shapes": 24,
         }
         assert all(b.phrase_width == b.text_width for b in backbones.values())
         predictions = {kind: backbones[kind].scheduler_config.get("prediction_type") for kind in KINDS}
-        assert predictions == {"sd15": None, "sd21": "v_prediction", "sdxl": "epsilon"}
+        assert predictions == {"sd15": None, "sd21": "v_prediction", "sd21_base": "epsilon", "sdxl": "epsilon"}
 
     def test_works_in_half_precision_beside_an_fp32_autoencoder(self, folders):
         backbone = StableDiffusion.from_folder(folders / "sdxl", dtype="bfloat16")
@@ -548,8 +550,8 @@ class TestFolder:
             StableDiffusion.from_configs("sd3")
 
 
-UNETS = {"sd15": 859.5, "sd21": 865.9, "sdxl": 2567.5}
-TEXTS = {"sd15": [123.1], "sd21": [340.4], "sdxl": [123.1, 694.7]}
+UNETS = {"sd15": 859.5, "sd21": 865.9, "sd21_base": 865.9, "sdxl": 2567.5}
+TEXTS = {"sd15": [123.1], "sd21": [340.4], "sd21_base": [340.4], "sdxl": [123.1, 694.7]}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))

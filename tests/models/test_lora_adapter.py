@@ -1,19 +1,21 @@
 """LoRA beside another method: borrowed and given back, always on, read and written as diffusers has it."""
 
+import copy
 import re
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from models.conditioning.adapter_file import load_weights, save_adapter
 from models.conditioning.base import Conditioning
+from models.conditioning.boxes import BoxesAdapter
 from models.conditioning.lora import LoraAdapter
 from models.conditioning.lora.adapter import FILE, TARGETS
 from models.conditioning.regions import RegionsAdapter
-from models.conditioning.slots import DenoiserInputs, attach, attention_layers, detach
+from models.conditioning.slots import DenoiserInputs, attach, attention_layers, detach, slot_layers
 from scenes import Frame, Scene, SceneBatch, SceneObject
 
 SIZE = (8, 12)
@@ -88,6 +90,87 @@ def test_it_stays_on_where_the_scene_is_left_out(backbone):
     assert not torch.allclose(with_lora, bare, atol=1e-4)
     assert torch.equal(predict(backbone, Conditioning({})), with_lora)
     assert torch.equal(predict(backbone, conditioning, [NULL])[0], predict(backbone, Conditioning({}), [NULL])[0])
+
+
+def owned(unet, regions):
+    """The published UNet: one that owns the regions' layers, under their published names."""
+    detach(unet)
+    for path, module in regions.slot_modules().items():
+        unet.get_submodule(path).fuser = copy.deepcopy(module)
+    unet.position_net = copy.deepcopy(regions.position_net)
+    return unet
+
+
+@pytest.mark.parametrize("variant", ["ca", "casa"])
+def test_beside_regions_it_has_the_layers_that_peft_means_by_the_published_ends_of_names(variant, backbone, tmp_path):
+    regions = RegionsAdapter(backbone, variant=variant, hidden=16)
+    lora = awake(backbone, adapters=True, others={"regions": regions})
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS)
+    unet = inject_adapter_in_model(config, owned(copy.deepcopy(backbone.unet), regions))
+    names = {f"unet.{name}": parameter for name, parameter in unet.state_dict().items()}
+    wrapped = {name: tensor for name, tensor in names.items() if ".lora_" in name}
+    found = {name.replace(".weight", ".default.weight"): tensor for name, tensor in lora.published().items()}
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in wrapped.items()}
+    assert len(lora.paths) == len(attention_layers(backbone.unet)) * (12 if variant == "ca" else 16) // 8
+    # a checkpoint of such a training gives both adapters back
+    wake(regions)
+    base = {name: name.replace(".weight", ".base_layer.weight") for name in regions.published() if ".to_" in name}
+    stored = {f"unet.{base.get(name, name)}": tensor for name, tensor in regions.published().items()}
+    average = {f"ema_{name}": tensor + 1 for name, tensor in found.items()}
+    torch.save({"state_dict": stored | found | average}, tmp_path / "last.ckpt")
+    again = RegionsAdapter(backbone, variant=variant, hidden=16, weights=str(tmp_path / "last.ckpt"))
+    assert all(torch.equal(tensor, regions.published()[name]) for name, tensor in again.published().items())
+    both = {"adapters": True, "others": {"regions": again}, "rank": 3, "alpha": 3}  # a checkpoint says no alpha
+    back = LoraAdapter(backbone, **both, weights=str(tmp_path / "last.ckpt"))
+    assert all(torch.equal(tensor, lora.published()[name]) for name, tensor in back.published().items())
+
+
+@pytest.mark.parametrize("method", [RegionsAdapter, BoxesAdapter])
+def test_beside_another_adapter_s_layers_it_is_their_changed_weights(method, backbone, tmp_path):
+    other = method(backbone, **({"hidden": 16} if method is RegionsAdapter else {}))
+    wake(other)
+    lora = awake(backbone, adapters=True, others={"other": other})
+    both = Conditioning({"other": other, "lora": lora})
+    both.attach(backbone.unet)
+    expected = predict(backbone, both)
+    keys = list(other.state_dict())
+    both.detach(backbone.unet)
+    assert not any(module._forward_hooks for module in [*other.modules(), *backbone.unet.modules()])
+    # the same weights in the layers themselves, LoRA on the UNet's own alone
+    plain = LoraAdapter(backbone, rank=3, alpha=6)
+    load_weights_of(plain, lora)
+    layers = slot_layers(other.slot_modules())
+    with torch.no_grad():
+        for path, change in lora.layer_modules().items():
+            if path in layers:
+                layers[path].weight.add_(change.lora_B.weight @ change.lora_A.weight, alpha=change.scaling)
+    merged = Conditioning({"other": other, "lora": plain})
+    merged.attach(backbone.unet)
+    torch.testing.assert_close(predict(backbone, merged), expected, atol=2e-5, rtol=2e-5)
+    assert list(other.state_dict()) == keys
+    # a file of its own goes out and in
+    save_adapter(lora, tmp_path / "own.safetensors", backbone=backbone)
+    settings = {"rank": 3, "alpha": 6, "adapters": True, "weights": str(tmp_path / "own.safetensors")}
+    back = LoraAdapter(backbone, others={"other": other}, **settings)
+    assert all(torch.equal(tensor, lora.published()[name]) for name, tensor in back.published().items())
+    with pytest.raises(ValueError, match="has unexpected"):
+        LoraAdapter(backbone, **settings)
+
+
+def load_weights_of(plain, lora):
+    """Fills a LoRA on the UNet's own layers from one that has more."""
+    with torch.no_grad():
+        for name, tensor in plain.published().items():
+            tensor.copy_(lora.published()[name])
+
+
+def test_two_adapters_with_layers_of_one_name_are_refused(backbone):
+    others = {"regions": RegionsAdapter(backbone, hidden=16), "boxes": BoxesAdapter(backbone)}
+    with pytest.raises(
+        ValueError, match=re.escape("conditioning.lora.adapters: true, but regions and boxes both have")
+    ):
+        LoraAdapter(backbone, adapters=True, others=others)
+    assert LoraAdapter(backbone, adapters=False, others=others).paths == list(attention_layers(backbone.unet))
 
 
 def test_every_layer_of_both_attentions_is_changed(backbone):
@@ -199,7 +282,7 @@ def test_what_does_not_fit_is_refused_by_name(backbone, tmp_path):
         ({"rank": 4}, "own.safetensors", "conditioning.lora.rank: 4 here, but the weights were made with 3"),
         ({"blocks": "mid"}, "out", "has unexpected"),
         ({}, "none.safetensors", "holds no LoRA of the form"),
-        ({}, "nowhere", "is no safetensors file and no folder"),
+        ({}, "nowhere", "is no safetensors file, checkpoint or folder"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
             LoraAdapter(backbone, **{"rank": 3, "alpha": 6, **settings}, weights=str(tmp_path / file))

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -453,12 +454,19 @@ def test_published_folders_checkpoints_and_own_files_come_and_go(variant, kind, 
     average = {f"ema_unet.module.{key}": value + 1 for key, value in tensors.items()}
     torch.save({"state_dict": {f"unet.{k}": v for k, v in tensors.items()} | average}, tmp_path / "last.ckpt")
     torch.save({"module": {f"_forward_module.unet.{k}": v for k, v in tensors.items()}}, tmp_path / "zero.pt")
-    torch.save(old, tmp_path / "extracted.pt")
+    # what extract_pn_and_fuser.py takes out of a checkpoint with an average: the published start of the SD 1.5 run
+    torch.save(old | {f"ema_module.{k}": v + 1 for k, v in tensors.items()}, tmp_path / "extracted.pt")
+    wrapped = {
+        key.replace(".attn.to_q.weight", ".attn.to_q.base_layer.weight"): value for key, value in tensors.items()
+    }
+    place = next(iter(adapter.slot_modules()))
+    wrapped[f"{place}.fuser.attn.to_q.lora_A.default.weight"] = torch.ones(2, 2)
+    torch.save({"state_dict": {f"unet.{k}": v for k, v in wrapped.items()}}, tmp_path / "lora.ckpt")
     save_adapter(adapter, tmp_path / "own.safetensors", backbone=backbone)
     for path in (
         folder,
         folder / "unet",
-        *(tmp_path / name for name in ("last.ckpt", "zero.pt", "extracted.pt", "own.safetensors")),
+        *(tmp_path / name for name in ("last.ckpt", "zero.pt", "extracted.pt", "lora.ckpt", "own.safetensors")),
     ):
         other = RegionsAdapter(backbone, variant=variant, hidden=24, weights=str(path))
         assert same(other, adapter), path
@@ -477,7 +485,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(sdxl, tmp_path):
         (tmp_path / "casa.pt", "set conditioning.regions.variant=casa"),
         (tmp_path / "none.ckpt", "holds no regional weights"),
         (tmp_path / "code.ckpt", "cannot be read"),
-        (tmp_path / "away", "does not exist"),
+        (tmp_path / "away", "away is no file or folder here"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
             RegionsAdapter(sdxl, hidden=24, weights=str(path))
@@ -486,3 +494,20 @@ def test_weights_that_do_not_fit_are_refused_by_name(sdxl, tmp_path):
     torch.save(short, tmp_path / "short.pt")
     with pytest.raises(ValueError, match=re.escape("misses 1 keys: position_net.null_text_feature")):
         RegionsAdapter(sdxl, hidden=24, weights=str(tmp_path / "short.pt"))
+
+
+HUB_NAME = "cplusx/rich_context_l2i_sdxl"
+
+
+def test_a_hub_name_is_found_in_the_cache_and_refused_in_a_line_where_it_is_not(sdxl, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=f"^conditioning.regions.weights: {HUB_NAME} .*--local-dir DIR") as caught:
+        RegionsAdapter(sdxl, hidden=24, weights=HUB_NAME)
+    assert "\n" not in str(caught.value)
+    adapter, commit = awake(sdxl), "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / f"models--{HUB_NAME.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    published_folder(adapter, sdxl.unet, repository / "snapshots" / commit)
+    assert same(RegionsAdapter(sdxl, hidden=24, weights=HUB_NAME), adapter)

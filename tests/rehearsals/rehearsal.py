@@ -5,6 +5,7 @@ A header of `conf/experiment` and `conf/protocol` has its commands after the wor
 table of recipes: backbones, the trainer, the optimizer, steps and sizes, and where the files of models lie.
 """
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ SMALL = {
         f"trainer.validate_every={EVERY}",
         "trainer.log_every=1",
         "sampler.steps=2",
+        "data.workers=1",
     ),
     "evaluate.py": ("protocol.scenes=2", "protocol.batch_size=2", "sampler.steps=1"),
     "prepare.py": (),
@@ -106,6 +108,8 @@ class User:
         for split in SPLITS["laion_sg"]:
             (place / "laion_sg" / f"{split}.json").symlink_to(samples / "laion_sg" / "train.json")
 
+        _write_overlaps(place / "overlaybench", samples / "coco" / "train2017")
+
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
@@ -113,9 +117,7 @@ class User:
         """What the script prints; its end with another status is a failure."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = Forked(script, *arguments, environment=environment, folder=self.folder)
-        began = __import__("time").time()
         out, error = process.communicate(timeout=600)
-        print(script, arguments[0], __import__("time").time() - began)
         assert process.returncode == 0, f"python {script} {' '.join(arguments)}\n{out}\n{error}"
         return out
 
@@ -128,6 +130,18 @@ class User:
                 self.made(source)
             self.run(script, *changed(arguments, *sizes))
         return folder
+
+
+def _write_overlaps(folder: Path, images: Path) -> None:
+    """A folder of images with `scenes.jsonl`, whose boxes overlap."""
+    folder.mkdir()
+    scenes = []
+    for number, image in enumerate(sorted(images.iterdir())[:3]):
+        (folder / image.name).symlink_to(image)
+        boxes = {"red circle": [0.1, 0.1, 0.6, 0.7], "blue square": [0.4, 0.3, 0.9, 0.8]}
+        objects = [{"phrase": phrase, "box": box} for phrase, box in boxes.items()]
+        scenes.append({"id": f"scene{number}", "file": image.name, "caption": "a circle and a square", "objects": objects})
+    (folder / "scenes.jsonl").write_text("".join(f"{json.dumps(scene)}\n" for scene in scenes))
 
 
 def changed(arguments: list[str], *settings: str) -> list[str]:

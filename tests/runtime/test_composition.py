@@ -166,6 +166,8 @@ def test_a_wrong_key_in_an_experiment_is_refused_with_its_file(tmp_path: Path, c
         "conditioning.regions.attention_weight_scale=nan",
         "conditioning.regions.width=-3",
         "callback.pictures.scenes=-1",
+        "batch_size=99999999999999999999",
+        "seed=-9223372036854775808",
     ],
 )
 def test_numbers_that_are_none_or_negative_are_refused_by_name(setting: str) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.backbones.stable_diffusion import StableDiffusion
-from models.backbones.tiny import make_tiny
+from models.backbones.tiny import make_tiny, tiny_backbone
 from models.conditioning.adapter_file import read_weights
 from models.conditioning.regions import RegionsAdapter
 from runtime.build import build_backbone, build_conditioning
@@ -274,9 +275,40 @@ def test_lora_of_a_run_with_two_methods_goes_out_and_in_again(short, fit, tmp_pa
     converted(run, "adapter=lora", "form=diffusers", f"out={tmp_path / 'lora'}")
     converted(run, "adapter=regions", f"out={tmp_path / 'regions.safetensors'}")
     assert tensors_and_metadata(tmp_path / "regions.safetensors")[1]["method"] == "regions"
-    shapes = ("conditioning=lora", "conditioning.lora.rank=2", "backbone=shapes", *SMALL_SHAPES)
-    converted(*shapes, f"weights={tmp_path / 'lora'}", f"out={tmp_path / 'again.safetensors'}")
+    assert any(".fuser.to_q." in key for key in expected)  # also on what the regions have in the blocks
+    shapes = ("conditioning.lora.rank=2", "backbone=shapes", *SMALL_SHAPES)
+    again = (f"weights={tmp_path / 'lora'}", f"out={tmp_path / 'again.safetensors'}")
+    refusal("has unexpected", "conditioning=lora", *shapes, *again)
+    as_trained = (
+        "conditioning.regions.variant=union",
+        "conditioning.regions.width=24",
+        "conditioning.regions.place_width=8",
+    )
+    both = ("conditioning=[regions,lora]", *as_trained, *shapes)
+    refusal("needs one adapter to convert (have: regions, lora)", *both, *again)
+    converted(*both, "adapter=lora", *again)
     tensors, about = tensors_and_metadata(tmp_path / "again.safetensors")
     assert about["method"] == "lora"
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_released_regions_are_converted_by_their_hub_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    tiny = ("conditioning=regions", "conditioning.regions.hidden=24", "backbone=tiny_sdxl")
+    arguments = (*tiny, "weights=cplusx/rich_context_l2i_sdxl", f"out={tmp_path / 'released.safetensors'}")
+    refusal("hf download cplusx/rich_context_l2i_sdxl --local-dir DIR", *arguments)
+    repository, commit = tmp_path / "cache" / "models--cplusx--rich_context_l2i_sdxl", "0" * 40
+    unet = repository / "snapshots" / commit / "unet"
+    unet.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    names = {"fuser_cls": "regional.RegionalCrossAttention", "position_net_cls": "regional.TextEmbeddingNetV2"}
+    (unet / "config.json").write_text(json.dumps(names))
+    adapter = RegionsAdapter(tiny_backbone("sdxl"), hidden=24)
+    save_file({key: tensor + 0.5 for key, tensor in adapter.published().items()}, unet / UNET)
+    converted(*arguments)
+    tensors, about = tensors_and_metadata(tmp_path / "released.safetensors")
+    assert about["method"] == "regions"
+    assert all(torch.equal(tensors[key], tensor + 0.5) for key, tensor in adapter.published().items())

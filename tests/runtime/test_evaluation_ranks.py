@@ -12,7 +12,7 @@ from datamodules.shards import ShardSet
 from models.conditioning.adapter_file import save_adapter
 from runtime.composition import CONF, compose
 from runtime.evaluation import evaluate
-from runtime.evaluation_settings import evaluated_config, job_name, places_of
+from runtime.evaluation_settings import evaluated_config, job_name, places_of, protocol_of
 from scenes import save_scene
 
 PROBES = '''
@@ -254,9 +254,15 @@ def test_a_protocol_composes_with_its_metrics_and_says_its_numbers(name):
     cfg = compose("evaluate", ["run=r", f"protocol={name}"])
     assert cfg.protocol.name == name
     assert cfg.metric
+    names = set()
     for system in cfg.protocol.published.values():
         assert system.source
         assert all(isinstance(value, float) for value in system["values"].values())
+        names |= set(system["values"])
+    # a published FID or AP is ours only where the very implementation is
+    others = set(protocol_of(cfg)["implementations"])
+    assert others <= names
+    assert names & {"fid", "fid_clean", "ap", "ap50", "ap75"} <= others
 
 
 def test_a_protocols_settings_lie_over_the_runs_and_under_the_command_lines(short_run):
@@ -275,6 +281,10 @@ def test_a_protocols_settings_lie_over_the_runs_and_under_the_command_lines(shor
         (["protocol.seeds=[0,0]"], r"protocol.seeds=\[0, 0\]: must be one or more different"),
         (["protocol.arms=[with]"], "with is no arm"),
         (["protocol.picture_format=bmp"], "protocol.picture_format=bmp: no such format"),
+        (
+            ["protocol=gligen_coco2014", "~protocol.implementations.fid.beside"],
+            r"protocol.implementations.fid=.*: give",
+        ),
     ],
 )
 def test_a_wrong_protocol_is_refused(overrides, message):

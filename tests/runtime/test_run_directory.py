@@ -211,3 +211,19 @@ def test_a_folder_without_a_run_is_refused_with_those_beside_it(run: RunDirector
         load_run_config(run.path.with_name("rum"))
     with pytest.raises(RunError, match="holds no run .*; train one"):
         load_run_config("nowhere/at/all")
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1\n- 2\n", b"a: [b\n", b"\x9b\xe6", b"[" * 2000 + b"]" * 2000, b"${"])
+def test_a_broken_configuration_is_refused_in_one_line(run: RunDirectory, cfg: DictConfig, content: bytes) -> None:
+    run.config_file.write_bytes(content)
+    for opened in (lambda: load_run_config(run.path), lambda: run.inspect(cfg)):
+        with pytest.raises(RunError, match=f"^run={re.escape(str(run.path))}: its config.yaml") as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"step": null}', "[" * 5000 + "]" * 5000])
+def test_a_broken_note_of_the_end_is_refused_by_name(run: RunDirectory, cfg: DictConfig, content: str) -> None:
+    run.finished_file.write_text(content)
+    with pytest.raises(RunError, match="finished.json"):
+        run.inspect(cfg)

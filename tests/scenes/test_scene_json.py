@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from scenes.checks import DEEPEST
 from scenes.scene import SCHEMA, Frame, Relation, Scene, SceneError, SceneObject, load_scene, save_scene
 
 
@@ -126,3 +127,39 @@ def test_the_schema_knows_every_field_and_no_other():
     for kind, part in parts.items():
         assert list(part["properties"]) == [field.name for field in fields(kind)]
         assert part["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"id": "a", "provenance": ' + '{"b": ' * 600 + "1" + "}" * 601, "provenance"),
+        ('{"id": "a", "objects": [{"phrase": "x", "box": [' + "9" * 400 + ", 0, 1, 1]}]}", r"objects\[0\]\.box"),
+        ('{"id": "a", "objects": [{"phrase": "x", "score": ' + "9" * 400 + "}]}", r"objects\[0\]\.score"),
+        ('{"id": "a", "objects": [{"phrase": "x", "score": ' + "9" * 5000 + "}]}", "digits"),
+    ],
+)
+def test_depths_and_numbers_beyond_python_are_refused_by_name(text, field, tmp_path):
+    path = tmp_path / "scene.json"
+    path.write_text(text)
+    with pytest.raises(SceneError, match=rf"^{path}: .*{field}"):
+        load_scene(path)
+
+
+def test_a_provenance_as_deep_as_allowed_goes_round(tmp_path):
+    nested = "end"
+    for _ in range(DEEPEST - 1):
+        nested = [nested]
+    scene = Scene(id="a", provenance={"nested": nested})
+    save_scene(scene, tmp_path / "scene.json")
+    assert load_scene(tmp_path / "scene.json") == scene
+    with pytest.raises(SceneError, match="provenance"):
+        Scene(id="a", provenance={"nested": [nested]})
+
+
+@pytest.mark.parametrize("name", ["folder.json", "bytes.json"])
+def test_a_file_that_is_no_text_is_named_once(name, tmp_path):
+    path = tmp_path / name
+    path.mkdir() if name == "folder.json" else path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SceneError) as caught:
+        load_scene(path)
+    assert str(caught.value).count(str(path)) == 1

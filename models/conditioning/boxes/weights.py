@@ -6,23 +6,19 @@ Adapter files are read and written in `models.conditioning.adapter_file`, whole 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from models.conditioning.adapter_file import load_weights, read_tensors
-from scenes.json_form import parse_json
+from models.conditioning.unet_files import unet_config, unet_files, unet_folder
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
     from models.conditioning.boxes.adapter import BoxesAdapter
 
 INITS = ("published", "reset", "fresh")
-PLAIN = r"diffusion_pytorch_model(-\d+-of-\d+)?"  # whole or in parts; other names are the same tensors again, as .fp16
 GATES = ("alpha_attn", "alpha_dense")
 
 
@@ -96,30 +92,10 @@ def _is_gated(key: str) -> bool:
 
 def _files(path: str, what: str) -> list[Path]:
     """The weight files at a path or hub name."""
-    where = Path(path)
-    if where.is_file():
-        return [where]
-    if not where.is_dir():
-        if path.count("/") != 1 or path.startswith((".", "/", "~")):
-            raise ValueError(
-                f"{what} is no file or folder here; give an adapter file, a UNet folder or a name on the hub"
-            )
-        try:
-            where = Path(snapshot_download(path, allow_patterns=["unet/*", "*.json", "diffusion_pytorch_model*"]))
-        except (OSError, HfHubHTTPError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(
-                f"{what} is no file here, and the hub gave none ({reason}); check name and network"
-            ) from error
-    folder = where / "unet" if (where / "unet").is_dir() else where
-    config: dict[str, Any] = (
-        parse_json((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    )
-    if config.get("attention_type", "gated") != "gated":
-        raise ValueError(f"{what} has attention_type={config['attention_type']!r}; give a UNet with gated")
-    files = sorted(folder.glob("diffusion_pytorch_model*"))
-    for suffix in (".safetensors", ".bin"):
-        for name in (PLAIN, r"diffusion_pytorch_model\.fp16(-\d+-of-\d+)?"):
-            if found := [file for file in files if re.fullmatch(name + re.escape(suffix), file.name)]:
-                return found
-    raise ValueError(f"{what} has no diffusion_pytorch_model file; give a folder that diffusers has written")
+    if Path(path).is_file():
+        return [Path(path)]
+    folder = unet_folder(path, what)
+    kind = unet_config(folder, what).get("attention_type", "gated")
+    if kind != "gated":
+        raise ValueError(f"{what} has attention_type={kind!r}; give a UNet with gated")
+    return unet_files(folder, what)

@@ -1,4 +1,4 @@
-"""LoRA on the UNet's own attention as one more adapter: it owns the low-rank weights, the UNet's layers borrow them.
+"""LoRA on attention, the UNet's own and that of other adapters: it owns the low-rank weights, the layers borrow them.
 
 Rank, scaling, dropout and initialisation are peft's. Its own way, layers that replace the UNet's and hold them, would change the
 UNet's keys and make it the owner. It reads no scene: it is part of the denoiser, on for every picture.
@@ -6,8 +6,7 @@ UNet's keys and make it the owner. It reads no scene: it is part of the denoiser
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 
 from models.conditioning.adapter_file import SUFFIX, load_weights, read_tensors
 from models.conditioning.base import Adapter, AdapterOutput, Text, gate_figures
-from models.conditioning.slots import attention_layers
+from models.conditioning.slots import attention_layers, block_sites, slot_layers
+from models.conditioning.unet_files import CHECKPOINTS, unet_of_checkpoint
+from scenes.json_form import parse_mapping
 
 if TYPE_CHECKING:
     from models.backbones.base import Backbone
@@ -55,7 +56,10 @@ class LowRank(nn.Module):
 
 
 class LoraAdapter(Adapter):
-    """Low-rank changes to the queries, keys, values and outputs of the UNet's self- and cross-attention.
+    """Low-rank changes to the queries, keys, values and outputs of attention.
+
+    Which layers these are peft tells by the ends of their names. In a published UNet that holds a method's layers they are
+    changed with the UNet's own.
 
     Args:
         backbone: the denoiser to fit; read for its layers, not kept.
@@ -65,10 +69,13 @@ class LoraAdapter(Adapter):
             on with other numbers than an unbroken one.
         init: of the first matrix: "kaiming", peft's own, or "gaussian", of deviation 1 / rank; the second is zero.
         blocks: "all", or some of down, mid, up.
-        weights: where to start from: an adapter file, or a LoRA that diffusers has written (a file, or its folder).
+        adapters: whether layers of these names in other adapters' modules in the blocks are changed too.
+        others: the other adapters by name; read for their layers, not kept.
+        weights: where to start from: an adapter file, a LoRA that diffusers has written (a file, or its folder), or a
+            checkpoint (`.pt`, `.ckpt`, `.pth`) of a published training with LoRA.
 
     Raises:
-        ValueError: a rank below 1, an unknown initialisation, or weights that do not fit.
+        ValueError: a rank below 1, an unknown initialisation, two adapters with a layer of one name, or weights that do not fit.
 
     Source:
         Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
@@ -85,6 +92,8 @@ class LoraAdapter(Adapter):
         dropout: float = 0.0,
         init: str = "gaussian",
         blocks: str | Sequence[str] = "all",
+        adapters: bool = False,
+        others: Mapping[str, Adapter] | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -95,7 +104,8 @@ class LoraAdapter(Adapter):
         if init not in INIT:
             raise ValueError(f"conditioning.lora.init: {init!r} is unknown; take {', '.join(INIT)}")
         blocks = blocks if isinstance(blocks, str) else list(blocks)
-        self._settings = {"rank": rank, "alpha": float(rank if alpha is None else alpha), "blocks": blocks}
+        alpha = float(rank if alpha is None else alpha)
+        self._settings = {"rank": rank, "alpha": alpha, "blocks": blocks, "adapters": adapters}
         self.config = LoraConfig(
             r=rank,
             lora_alpha=cast(int, self._settings["alpha"]),
@@ -104,13 +114,15 @@ class LoraAdapter(Adapter):
             target_modules=TARGETS,
         )
         layers = attention_layers(backbone.unet, blocks)
+        if adapters:
+            layers |= _layers_of_others(others or {}, {site.path for site in block_sites(backbone.unet, blocks)})
         self.paths = list(layers)
         self.changes = nn.ModuleList(LowRank(widths, self.config) for widths in layers.values())
         if weights is not None:
             load_weights(self, weights, backbone=backbone)
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and where it acts."""
+        """Rank, alpha, blocks, and whether it acts on other adapters."""
         return self._settings
 
     def layer_modules(self) -> dict[str, nn.Module]:
@@ -131,10 +143,10 @@ class LoraAdapter(Adapter):
         }
 
     def read_published(self, path: str) -> dict[str, Tensor]:
-        """The tensors of a LoRA that diffusers has written.
+        """The tensors of a LoRA that diffusers or a published training has written.
 
         Args:
-            path: a safetensors file, or the folder of `pytorch_lora_weights.safetensors`.
+            path: a safetensors file, the folder of `pytorch_lora_weights.safetensors`, or a checkpoint; no code in it is run.
 
         Returns:
             Tensors by published name, on the CPU.
@@ -144,18 +156,21 @@ class LoraAdapter(Adapter):
         """
         what, file = f"conditioning.lora.weights: {path}", Path(path)
         file = file / FILE if file.is_dir() else file
-        if file.suffix != SUFFIX or not file.is_file():
+        if not file.is_file() or file.suffix not in (SUFFIX, *CHECKPOINTS):
             raise ValueError(
-                f"{what} is no safetensors file and no folder with {FILE}; give one of a LoRA, or of an adapter"
+                f"{what} is no safetensors file, checkpoint or folder with {FILE}; give one of a LoRA, or of an adapter"
             )
-        tensors = read_tensors(file, what)
+        tensors = read_tensors(file, what) if file.suffix == SUFFIX else _of_checkpoint(file, what)
         ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
         if not ranks:
             raise ValueError(
                 f"{what} holds no LoRA of the form that diffusers writes (unet.*.lora_A.weight); write it so"
             )
-        with safe_open(file, framework="pt") as opened:
-            said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        said: dict[str, Any] = {}
+        if file.suffix == SUFFIX:
+            with safe_open(file, framework="pt") as opened:
+                metadata = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+            said = parse_mapping(metadata, f"{what}: its lora_adapter_metadata")
         found = {"rank": ranks, "alpha": {said["unet.lora_alpha"]} if "unet.lora_alpha" in said else ranks}
         for name, values in found.items():
             if values != {self._settings[name]}:
@@ -189,3 +204,29 @@ class LoraAdapter(Adapter):
     def forward(self, scenes: SceneBatch, text: Text, latent_size: tuple[int, int]) -> AdapterOutput:
         """Nothing: it acts whatever the scene."""
         return AdapterOutput()
+
+
+def _layers_of_others(others: Mapping[str, Adapter], blocks: set[str]) -> dict[str, tuple[int, int]]:
+    """The layers of other adapters in some blocks that peft's rule of names also means: path -> widths (in, out)."""
+    layers, owner = {}, {}
+    for name, adapter in others.items():
+        modules = {path: module for path, module in adapter.slot_modules().items() if path in blocks}
+        for path, layer in slot_layers(modules).items():
+            if not path.endswith(tuple(f".{target}" for target in TARGETS)):
+                continue
+            if path in owner:
+                raise ValueError(
+                    f"conditioning.lora.adapters: true, but {owner[path]} and {name} both have {path}; set it to false"
+                )
+            layers[path], owner[path] = (layer.in_features, layer.out_features), name
+    return layers
+
+
+def _of_checkpoint(file: Path, what: str) -> dict[str, Tensor]:
+    """The LoRA in a checkpoint of a published training, by the names that diffusers writes; its average is left out."""
+    ending = f".{NAME}.weight"
+    return {
+        f"unet.{name.removesuffix(ending)}.weight": tensor
+        for name, tensor in unet_of_checkpoint(file, what).items()
+        if ".lora_" in name and name.endswith(ending) and not name.startswith("ema_")
+    }

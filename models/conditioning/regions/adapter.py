@@ -57,8 +57,8 @@ class RegionsAdapter(Adapter):
         place_width: width of the place map (`union` alone): what each position knows about its place in the boxes that touch
             it, so that edges fall between cells. 0 leaves the map out.
         blocks: "all" as published, or some of down, mid, up.
-        weights: where to start from: an adapter file, the folder that the published script made, or a checkpoint of its
-            training; None starts at random with closed gates.
+        weights: where to start from: an adapter file, the folder that the published script made, its name on the hub, or a
+            checkpoint of its training; None starts at random with closed gates.
 
     Attributes:
         text_cut: tokens cut so far, counted once for each region (joined) or object (per_object).

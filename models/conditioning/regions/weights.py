@@ -6,22 +6,20 @@ files are read and written in `models.conditioning.adapter_file`.
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from models.conditioning.adapter_file import SUFFIX, load_pickled, read_tensors
-from scenes.json_form import parse_json
+from models.conditioning.adapter_file import SUFFIX, read_tensors
+from models.conditioning.unet_files import unet_config, unet_files, unet_folder, unet_of_checkpoint
 
 if TYPE_CHECKING:
     from models.conditioning.regions.adapter import RegionsAdapter
 
 VARIANTS = {"RegionalCrossAttention": "ca", "RegionalCrossAndSelfAttention": "casa"}
 TOKEN_NET = "TextEmbeddingNetV2"
-WRAPPED = ("state_dict", "module")  # where Lightning and DeepSpeed put the tensors
+BASE = ".base_layer."  # where peft, in a run with LoRA, puts the layer that it has wrapped
 
 
 def published_tensors(adapter: RegionsAdapter) -> dict[str, Tensor]:
@@ -38,8 +36,8 @@ def read_regional(path: str, *, variant: str) -> dict[str, Tensor]:
     """The regional tensors of published weights.
 
     Args:
-        path: the folder that `init_regional_unet.py` has made or one that holds it as `unet`, a file of its tensors, or a
-            checkpoint (`.pt`, `.ckpt`, `.pth`) of the published training; no code in it is run.
+        path: the folder that `init_regional_unet.py` has made or one that holds it as `unet`, the name of either on the hub,
+            a file of its tensors, or a checkpoint (`.pt`, `.ckpt`, `.pth`) of the published training; no code in it is run.
         variant: what the adapter is: "ca" or "casa".
 
     Returns:
@@ -53,14 +51,12 @@ def read_regional(path: str, *, variant: str) -> dict[str, Tensor]:
         raise ValueError(
             f"{what} is no adapter file, and variant=union has no published weights; take variant=ca or casa"
         )
-    if where.is_dir():
-        tensors = _of_folder(where, what, variant)
-    elif where.is_file():
-        tensors = (
-            read_tensors(where, what, wanted=_is_regional) if where.suffix == SUFFIX else _of_checkpoint(where, what)
-        )
+    if not where.is_file():
+        tensors = _of_folder(path, what, variant)
+    elif where.suffix == SUFFIX:
+        tensors = read_tensors(where, what, wanted=_is_regional)
     else:
-        raise ValueError(f"{what} does not exist; give an adapter file, a published folder or a checkpoint")
+        tensors = _of_checkpoint(where, what)
     if not tensors:
         raise ValueError(
             f"{what} holds no regional weights; give what init_regional_unet.py or its training has written"
@@ -70,14 +66,10 @@ def read_regional(path: str, *, variant: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
-    """The tensors of a UNet's folder whose `config.json` names the published classes."""
-    folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what}: {file.name} is no JSON ({error}); fetch it again") from error
+def _of_folder(path: str, what: str, variant: str) -> dict[str, Tensor]:
+    """The tensors of a UNet's folder, here or on the hub, whose `config.json` names the published classes."""
+    folder = unet_folder(path, what)
+    config = unet_config(folder, what)
     names = {key: str(config.get(key, "")).rsplit(".", 1)[-1] for key in ("fuser_cls", "position_net_cls")}
     if names["fuser_cls"] not in VARIANTS or names["position_net_cls"] != TOKEN_NET:
         raise ValueError(
@@ -86,34 +78,23 @@ def _of_folder(folder: Path, what: str, variant: str) -> dict[str, Tensor]:
             f"{TOKEN_NET}"
         )
     _check_variant(VARIANTS[names["fuser_cls"]], variant, what)
-    for suffix in (SUFFIX, ".bin"):
-        plain = re.compile(rf"diffusion_pytorch_model(-\d+-of-\d+)?{re.escape(suffix)}")
-        if files := sorted(each for each in folder.iterdir() if plain.fullmatch(each.name)):
-            return {
-                key: value for each in files for key, value in read_tensors(each, what, wanted=_is_regional).items()
-            }
-    raise ValueError(f"{what} has no diffusion_pytorch_model file; give a folder that diffusers has written")
+    files = unet_files(folder, what)
+    return {key: value for each in files for key, value in read_tensors(each, what, wanted=_is_regional).items()}
 
 
 def _of_checkpoint(file: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of the UNet in a checkpoint of the published training, or of the file that its script took out of one."""
-    loaded = load_pickled(file, what)
-    for name in WRAPPED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{what} holds no tensors by name; give a checkpoint of the published training")
+    """The tensors in a checkpoint of the published training, or in the file that its script took out of one."""
     tensors = {}
-    for key, tensor in loaded.items():
-        name = str(key).removeprefix("_forward_module.").removeprefix("unet.")
-        if isinstance(tensor, Tensor) and _is_regional(name):
+    for key, tensor in unet_of_checkpoint(file, what).items():
+        name = key.replace(BASE, ".")
+        if _is_regional(name) and ".lora_" not in name:  # those are conditioning.lora's
             tensors[name.replace("null_positive_feature", "null_text_feature")] = tensor  # its name in old checkpoints
     return tensors
 
 
 def _is_regional(key: str) -> bool:
-    """Whether a UNet's tensor is the method's; the average (`ema_unet.`) of a checkpoint is not what its authors sample with."""
-    return key.startswith("position_net.") or (".fuser." in key and not key.startswith("ema_unet."))
+    """Whether a UNet's tensor is the method's; the average (`ema_…`) of a checkpoint is not what its authors sample with."""
+    return key.startswith("position_net.") or (".fuser." in key and not key.startswith("ema_"))
 
 
 def _check_variant(found: str, variant: str, what: str) -> None:
