@@ -13,7 +13,7 @@ help:
 	@echo "make check       format, lint, docstrings, types"
 	@echo "make site        the documentation with the API, in site/"
 	@echo "make study       the methods and their combinations on one budget (docs/study.md): 80 minutes on two cores"
-	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop; bench-shards: loading)"
+	@echo "make bench       every benchmark (bench-loop: training speed against a bare loop; bench-boxes, bench-regions, bench-graphs: what grounding costs; bench-prepare: preparation against a bare loop, and how often it reads its input; bench-shards: loading)"
 
 setup: .venv/installed
 
@@ -62,6 +62,7 @@ bench-graphs: setup
 
 bench-prepare: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prepare
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reads
 
 site: setup  # the documentation with the API, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

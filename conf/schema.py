@@ -478,16 +478,28 @@ class Sample:
 class Export:
     """What `task=export` of prepare.py writes."""
 
-    form: str = "rich_context"  # rich_context: label_ID.json; gligen_coco: a pickled list
-    pictures: bool = True  # beside the labels; false: labels alone
+    # rich_context: label_ID.json; gligen_coco: a pickled list; igligen: boxes/ and latents/ of .npy; laion_sg: train.json
+    form: str = "rich_context"
+    pictures: bool = True  # beside the labels, except igligen's; false: labels alone
     whole_pixels: bool = True  # of rich_context: boxes in whole pixels, as published
     text_encoder: str | None = (
         None  # of gligen_coco: CLIP whose features of the phrases its own loader needs; null: none
     )
+    latents: str | None = (
+        "sample"  # of igligen, of stored moments: one draw, as published; mode: the mean; null: boxes alone
+    )
+    seed: int = 0  # of latents=sample: the draws are those of task=latents stage.store=sample
+    sizes: bool = (
+        True  # of igligen: a sixth column of (height, width), as IGLIGEN-XL reads; false: five, as IGLIGEN does
+    )
 
     def __post_init__(self) -> None:
         """Refuses a form that there is not, and settings that it has no use for."""
-        _choose("export.form", self.form, ("rich_context", "gligen_coco"))
+        _choose("export.form", self.form, ("rich_context", "gligen_coco", "igligen", "laion_sg"))
+        if self.latents is not None:
+            _choose("export.latents", self.latents, ("sample", "mode"))
+        if self.seed < 0:
+            raise ValueError(f"export.seed={self.seed}: must be at least 0")
         if self.text_encoder is not None and self.form != "gligen_coco":
             raise ValueError(
                 f"export.text_encoder={self.text_encoder}: only form=gligen_coco holds features; leave it out"

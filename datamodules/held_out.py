@@ -57,11 +57,11 @@ class Notes:
     """What a writer of shards notes for the index.
 
     Args:
-        samples: About how many samples the folder will have.
+        samples: About how many samples the folder will have; 0 where nobody knows, to note all of them.
     """
 
     def __init__(self, samples: int) -> None:
-        self.below = EVERY if samples <= NOTED else EVERY * NOTED // samples
+        self.below = _below_of(samples)
         self._lines: list[str] = []
 
     def add(self, scene_id: str, shard: str, row: int, span: range) -> None:
@@ -88,6 +88,27 @@ def joined(notes: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         return None
     lowest = min((one["below"] for one in whole), key=lambda below: int(below, 16))
     return {"below": lowest, "samples": [line for one in whole for line in one["samples"]]}
+
+
+def shortened(notes: Mapping[str, Any], *, of: int | None = None) -> dict[str, Any]:
+    """The notes of about `NOTED` samples of a folder.
+
+    Args:
+        notes: Of all its samples, or of a part of them.
+        of: Samples of the folder; None for a part of a folder whose size is not known, of which all may be the lowest.
+
+    Returns:
+        Those of the lowest hashes.
+    """
+    hashes = sorted(int(line[:16], 16) for line in notes["samples"]) if of is None else []
+    below = hashes[NOTED] if len(hashes) > NOTED else _below_of(of or 0)
+    below = min(below, int(notes["below"], 16))
+    return {"below": f"{below:x}", "samples": [line for line in notes["samples"] if int(line[:16], 16) < below]}
+
+
+def _below_of(samples: int) -> int:
+    """Below which about `NOTED` of so many hashes lie."""
+    return EVERY if samples <= NOTED else EVERY * NOTED // samples
 
 
 def lowest_of(index: Mapping[str, Any]) -> Lowest | None:

@@ -229,6 +229,7 @@ class SceneDiffusion(pl.LightningModule):
         if batch.latents is not None:
             self.backbone.check_latents(tuple(batch.latents.shape[1:]))
             return batch.latents
+        assert batch.images is not None
         if keys is None or self.posterior == "mode" or self.backbone.autoencoder is None:
             return self.backbone.encode_images(batch.images)
         mean, log_variance = self.backbone.encode_moments(batch.images).chunk(2, dim=1)

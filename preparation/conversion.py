@@ -1,12 +1,14 @@
 """Running a source: its places in runs of `shard_size` become shards, without those that could not be read.
 
-Here is what a source is as work; how work is split, survives kills and ends in an index is in `work.py`. What a source is, is
-in `datamodules/sources`; data sets that are made by the training itself go through `shard_writer.write_shards`.
+A source that reads large files is split by file, each of which one process reads once, and its runs end where a file does; of
+any other source the runs are split. Here is what a source is as work; how work is split, survives kills and ends in an index is
+in `work.py`. What a source is, is in `datamodules/sources`; data sets that are made by the training itself go through
+`shard_writer.write_shards`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,10 @@ def convert_source(
     Args:
         source: What is read. It may say how pictures are encoded, as for `write_shards`.
         out: Folder that is made, a path or an address of fsspec's; one that was begun with the same source is gone on with.
-        shard_size: Places of the source in a shard, which has fewer samples where some were left out.
+        shard_size: Places of the source in a shard, which has fewer samples where some were left out or an input file ends.
         shard_bytes: Most bytes of a shard: where the samples have more, the places of one shard become several,
             `000003.tar`, `000003-1.tar`, ...; one sample of more bytes is a shard by itself.
-        ranks: Which share of the shards is this process's; all of them if not given.
+        ranks: Which share of the shards, or of the input files, is this process's; all of them if not given.
         max_bad_fraction: Share of the samples that may be unreadable: they are skipped, counted and listed.
         progress: Called with (samples written or passed over, places).
 
@@ -56,7 +58,7 @@ class SourceWork(Work):
 
     Args:
         source: What is read.
-        shard_size: Places of a shard.
+        shard_size: Places of a run.
         shard_bytes: Most bytes of a shard; None for any number.
 
     Raises:
@@ -70,32 +72,59 @@ class SourceWork(Work):
         if self._format not in PICTURE_FORMATS:
             raise ShardError(f"{type(source).__name__}.image_format={self._format!r}: choose png or jpg")
         self._source, self._size, self.shard_bytes = source, shard_size, shard_bytes
-        self._announced, places = len(source), source.positions()
-        self._spans = [(start, min(start + shard_size, places)) for start in range(0, places, shard_size)]
-        self.pieces = [Piece(name=f"{n:06d}", samples=stop - start) for n, (start, stop) in enumerate(self._spans)]
+        files = source.files()
+        self.by_file = files is not None
+        if files is None:
+            self._announced, places = len(source), source.positions()
+            self.pieces = [
+                Piece(name=f"{number:06d}", samples=min(shard_size, places - start))
+                for number, start in enumerate(range(0, places, shard_size))
+            ]
+        else:
+            self._announced, places = None, None
+            self.pieces = [Piece(name=f"{number:06d}", samples=None) for number in range(files)]
         self.left_out = LeftOut()
         self._settings = {"shard_size": shard_size, **({} if shard_bytes is None else {"shard_bytes": shard_bytes})}
-        self.manifest = {"task": "convert", "settings": self._settings, "source": describe(source), "places": places}
+        extent = {"files": files} if places is None else {"places": places}
+        self.manifest = {"task": "convert", "settings": self._settings, "source": describe(source), **extent}
 
-    def samples(self, number: int, taken: Callable[[], object]) -> Iterator[Sample]:
+    def expect(self, numbers: Sequence[int]) -> None:
+        """As `Work`: the source is told which of its files are read here."""
+        if self.by_file:
+            self._source.expect(numbers)
+
+    def size(self, number: int) -> int | None:
+        """As `Work`: of a file what the source knows of it."""
+        return self._source.size_of(number) if self.by_file else self.pieces[number].samples
+
+    def samples(self, number: int, start: int, taken: Callable[[], object]) -> Iterator[Sample]:
         """The samples of a run of places.
 
         Args:
-            number: Which run.
+            number: Which piece.
+            start: First place in its file; 0 for a source without files, of which each piece is one run.
             taken: Called for each sample.
 
         Yields:
             The samples, encoded, each under its number.
         """
         self.left_out = LeftOut()
-        start, stop = self._spans[number]
-        for place, (scene, content) in enumerate(self._source.span(start, stop), start=start):
-            self.left_out = self._source.left_out or self.left_out
-            members = encode_content(scene, content, self._format, self._source.latent_form)
+        source, end = self._source, start + self._size
+        first = start if self.by_file else number * self._size
+        file = f"{number:06d}-" if self.by_file else ""
+        pairs = (
+            source.span_of(number, start, end)
+            if self.by_file
+            else source.span(first, first + (self.pieces[number].samples or 0))
+        )
+        for place, (scene, content) in enumerate(pairs, start=first):
+            self.left_out = source.left_out or self.left_out
+            members = encode_content(scene, content, self._format, source.latent_form)
             taken()
-            yield Sample(key=f"{place:09d}", scene=scene, members=members)
-        self.left_out = self._source.left_out or self.left_out
-        self.latent_form = self._source.latent_form
+            yield Sample(key=f"{file}{place:09d}", scene=scene, members=members)
+        self.left_out = source.left_out or self.left_out
+        self.latent_form = source.latent_form
+        self.next = end if self.by_file and not source.is_at_end else None
 
     def index(self, total: LeftOut) -> dict[str, Any]:
         """As `Work`.
@@ -113,6 +142,10 @@ class SourceWork(Work):
             "stages": [{"name": "convert", "settings": self._settings, "version": project_version()}],
         }
 
-    def seen(self, good: int, bad: int, *, is_all: bool) -> int:
-        """As `Work`: what the source announces; at the end what it was."""
-        return good + bad if is_all else max(self._announced, good + bad)
+    def seen(self, good: int, bad: int, *, whole: int) -> int | None:
+        """As `Work`: what the source announces; of files as many in each as in the whole ones, and at the end what it was."""
+        if whole == len(self.pieces):
+            return good + bad
+        if self._announced is not None:
+            return max(self._announced, good + bad)
+        return (good + bad) * len(self.pieces) // whole if whole else None

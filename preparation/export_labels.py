@@ -7,27 +7,23 @@ relations, no attributes, no provenance. How labels come about is in ``label.py`
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodules.shard_index import ShardEntry, ShardError, read_index
+from datamodules.shard_index import ShardError, read_index
 from datamodules.storage import folder_at
-from preparation.runner import read_samples
-from preparation.stage import PICTURES, Sample
+from preparation.export_files import WITHOUT_BOX, named_samples, picture_bytes, picture_kind, whole_folder
+from preparation.stage import Sample
 from scenes import Scene, SceneObject
 from scenes import masks as mask_math
 
 FORMS = ("rich_context", "gligen_coco")
 LIST, IMAGES, META = "coco_train2017.pth", "train2017", "meta.json"
 _WITHOUT_BOXES = "pictures without boxes"
-_WITHOUT_BOX = "objects without a box"
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 
@@ -67,8 +63,8 @@ def export_labels(
     if pictures and "image" not in index["provides"]:
         raise ShardError(f"shards={shards}: hold no pictures; set export.pictures=false")
     counts: Counter[str] = Counter(pictures=0, objects=0)
-    with _whole(Path(out)) as folder:
-        scenes = _shown(shards, [ShardEntry(**entry) for entry in index["shards"]], counts)
+    with whole_folder(Path(out)) as folder:
+        scenes = _shown(named_samples(shards, index, counts), counts)
         if form == "rich_context":
             _write_rich(folder, scenes, pictures=pictures, whole_pixels=whole_pixels, counts=counts)
         else:
@@ -190,29 +186,18 @@ def _mask_in(
     return mask_math.encode(canvas)
 
 
-def _shown(shards: str | Path, entries: Sequence[ShardEntry], counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
+def _shown(samples: Iterator[tuple[str, Sample]], counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
     """Yields shard and sample of every picture with a box; the others are counted."""
-    seen: set[str] = set()
-    folder = folder_at(shards)
-    for entry in entries:
-        for sample in read_samples(folder, entry):
-            if isinstance(sample, str):
-                counts["samples that cannot be read"] += 1
-                continue
-            boxed = sum(item.box is not None for item in sample.scene.objects)
-            if lacking := len(sample.scene.objects) - boxed:
-                counts[_WITHOUT_BOX] += lacking
-            if not boxed:
-                counts[_WITHOUT_BOXES] += 1
-                continue
-            name = sample.scene.id
-            if name in seen or Path(name).name != name or name.startswith("."):
-                fault = "is there twice" if name in seen else "cannot be the name of a file"
-                raise ShardError(f"scene {name}: {fault}; give scenes ids that are names, each its own")
-            seen.add(name)
-            counts["pictures"] += 1
-            counts["objects"] += boxed
-            yield entry.name.removesuffix(".tar"), sample
+    for shard, sample in samples:
+        boxed = sum(item.box is not None for item in sample.scene.objects)
+        if lacking := len(sample.scene.objects) - boxed:
+            counts[WITHOUT_BOX] += lacking
+        if not boxed:
+            counts[_WITHOUT_BOXES] += 1
+            continue
+        counts["pictures"] += 1
+        counts["objects"] += boxed
+        yield shard, sample
 
 
 def _write_rich(
@@ -230,7 +215,7 @@ def _write_rich(
         name = sample.scene.id
         picture = _picture_name(sample)
         if pictures:
-            (place / picture).write_bytes(_bytes(sample))
+            (place / picture).write_bytes(picture_bytes(sample))
         padded = not pictures and "padded" in sample.scene.provenance
         size = _size(sample)
         label = rich_label(sample.scene, size, file_name=f"{shard}/{picture}", whole_pixels=whole_pixels, padded=padded)
@@ -267,7 +252,7 @@ def _write_list(
             for annotation, row in zip(annotations, embed([item.phrase for item in boxed]), strict=True):
                 annotation["text_embeddings_before_projection"] = torch.from_numpy(row.copy())
         if pictures:
-            (images / _picture_name(sample)).write_bytes(_bytes(sample))
+            (images / _picture_name(sample)).write_bytes(picture_bytes(sample))
         captions = list(scene.provenance.get("captions") or ([scene.caption] if scene.caption else []))
         counts.update({"captions missing": 1} if not captions else {})
         entries.append({"file_path": _picture_name(sample), "captions": captions, "annos": annotations})
@@ -275,16 +260,7 @@ def _write_list(
 
 
 def _picture_name(sample: Sample) -> str:
-    suffix = next((name for name in PICTURES if name in sample.members), "jpg")
-    return f"{sample.scene.id}.{suffix}"
-
-
-def _bytes(sample: Sample) -> bytes:
-    """The picture as it is stored."""
-    content = next((sample.members[name] for name in PICTURES if name in sample.members), None)
-    if content is None:
-        raise ShardError(f"scene {sample.scene.id}: has no picture; set export.pictures=false")
-    return content
+    return f"{sample.scene.id}.{picture_kind(sample)}"
 
 
 def _size(sample: Sample) -> tuple[int, int]:
@@ -294,22 +270,3 @@ def _size(sample: Sample) -> tuple[int, int]:
         return height, width
     picture = sample.picture()
     return picture.height, picture.width
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ShardError(f"out={out}: is there already; choose another folder or remove it first")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.rename(partial, out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ShardError(f"out={out}: {error.strerror or error}; free some space or choose another folder") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

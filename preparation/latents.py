@@ -255,12 +255,26 @@ class Latents(Stage):
         """What `store` names, of (K, 2C, h, w) moments: those, or (K, C, h, w) latents."""
         if self._store == "moments":
             return moments
-        mean, log_variance = np.split(moments, 2, axis=1)
-        if self._store == "mode":
-            return mean
-        # drawn for the picture first, so that its noise is the same with and without the mirrored one
-        noise = scene_generator(self._seed, scene_id, stream=STREAM).standard_normal(mean.shape, dtype=np.float32)
-        return mean + np.exp(log_variance / 2) * noise
+        return drawn(moments, scene_id, seed=self._seed if self._store == "sample" else None)
+
+
+def drawn(moments: np.ndarray, scene_id: str, *, seed: int | None) -> np.ndarray:
+    """Latents of moments.
+
+    Args:
+        moments: (K, 2C, h, w) float32 means, then as many channels of the logarithm of their variance.
+        scene_id: The scene, which decides the noise together with the seed.
+        seed: None for the mean.
+
+    Returns:
+        (K, C, h, w) float32.
+    """
+    mean, log_variance = np.split(moments, 2, axis=1)
+    if seed is None:
+        return mean
+    # drawn for the picture first, so that its noise is the same with and without the mirrored one
+    noise = scene_generator(seed, scene_id, stream=STREAM).standard_normal(mean.shape, dtype=np.float32)
+    return mean + np.exp(log_variance / 2) * noise
 
 
 def _png(picture: np.ndarray) -> bytes:

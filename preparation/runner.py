@@ -92,11 +92,12 @@ class StageWork(Work):
             **({"latents": asdict(self.latent_form)} if self.latent_form is not None else {}),
         }
 
-    def samples(self, number: int, taken: Callable[[], object]) -> Iterator[Sample]:
-        """The samples that the stage makes of a shard's.
+    def samples(self, number: int, start: int, taken: Callable[[], object]) -> Iterator[Sample]:
+        """The samples that the stage makes of a shard's, in one run.
 
         Args:
             number: Which shard.
+            start: 0.
             taken: Called for each sample that is read.
 
         Yields:
@@ -153,7 +154,7 @@ class StageWork(Work):
             ],
         }
 
-    def seen(self, good: int, bad: int, *, is_all: bool) -> int:
+    def seen(self, good: int, bad: int, *, whole: int) -> int:
         """As `Work`: the samples of all shards that are read."""
         return sum(entry.count for entry in self._entries)
 

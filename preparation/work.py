@@ -4,7 +4,8 @@ Here is how a folder of shards comes about piece by piece: what is whole is kept
 last writes the index. What a piece is made of is in `runner.py` (shards) and `conversion.py` (sources).
 
 In the folder `manifest.json` says what is made there, and comes first; `000000.json` says that the shards of piece 000000 are
-whole, and comes after them; `index.json` comes last. All of it depends on the input and the settings alone.
+whole, and comes after them; of a piece that is made in several runs it is written after each and says where to go on;
+`index.json` comes last. All of it depends on the input and the settings alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from datamodules.held_out import Notes, joined
+from datamodules.held_out import Notes, joined, shortened
 from datamodules.shard_index import FORMAT, INDEX, SCENE, VERSION, ShardEntry, ShardError, fault_of
 from datamodules.shard_writer import (
     HashingFile,
@@ -61,6 +62,10 @@ class Shares(Protocol):
         """This process's part of the items."""
         ...
 
+    def block(self, items: Sequence[int]) -> list[int]:
+        """This process's part of the items where neighbours are to stay together."""
+        ...
+
 
 class Alone:
     """The only process."""
@@ -69,18 +74,20 @@ class Alone:
         """All of them."""
         return list(items)
 
+    block = share
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What is done at once and becomes whole at once.
+    """What one process does; it is made in one run or in several, and of two runs the first stays when the second is killed.
 
     Attributes:
         name: Stem of its files.
-        samples: Samples that it takes, for the progress.
+        samples: Samples that it takes, for the progress; None where that is not known beforehand.
     """
 
     name: str
-    samples: int
+    samples: int | None
 
 
 class Work(ABC):
@@ -91,7 +98,9 @@ class Work(ABC):
         pieces: The work, in the order of the index.
         left_out: The account of the piece that was made last.
         latent_form: The form of the latents, known at the latest when a piece was made; None for pictures.
-        shard_bytes: Most bytes of a shard; a piece of more gives several. None for one shard whatever its size.
+        shard_bytes: Most bytes of a shard; a run of more gives several. None for one shard whatever its size.
+        by_file: Whether pieces are input files: of these each process takes neighbours.
+        next: Where the next run of the piece begins that was worked on last; None where it is whole.
     """
 
     manifest: dict[str, Any]
@@ -99,18 +108,36 @@ class Work(ABC):
     left_out: LeftOut
     latent_form: LatentForm | None = None
     shard_bytes: int | None = None
+    by_file: bool = False
+    next: int | None = None
 
     @abstractmethod
-    def samples(self, number: int, taken: Callable[[], object]) -> Iterator[Sample]:
-        """The samples of a piece, finished; `taken` is to be called for each one that it is made of."""
+    def samples(self, number: int, start: int, taken: Callable[[], object]) -> Iterator[Sample]:
+        """The samples of a run of a piece, finished; `taken` is to be called for each one that it is made of."""
+
+    def expect(self, numbers: Sequence[int]) -> None:  # noqa: B027
+        """Prepare for the pieces that this process is going to make."""
+
+    def size(self, number: int) -> int | None:
+        """Samples that a piece takes, after `expect`; None where that is not known."""
+        return self.pieces[number].samples
 
     @abstractmethod
     def index(self, total: LeftOut) -> dict[str, Any]:
         """What the index says beside the shards and what was counted: source, provides, stages; `total` may get notes."""
 
     @abstractmethod
-    def seen(self, good: int, bad: int, *, is_all: bool) -> int:
-        """Samples that `max_bad_fraction` is a share of: of the whole work, or `is_all` as it has turned out."""
+    def seen(self, good: int, bad: int, *, whole: int) -> int | None:
+        """Samples that `max_bad_fraction` is a share of.
+
+        Args:
+            good: Samples so far.
+            bad: What could not be read so far.
+            whole: Pieces that are whole.
+
+        Returns:
+            Those of the whole work, or as it has turned out where all pieces are whole; None where that cannot be said yet.
+        """
 
 
 @dataclass(kw_only=True)
@@ -119,6 +146,7 @@ class Report:
 
     Attributes:
         pieces: Pieces of the whole work.
+        kind: What they are called: "shards", or "files" where a piece is an input file.
         done: Names of those made now.
         whole: Names of those that were whole already.
         failed: Name and reason of those that could not be made.
@@ -128,6 +156,7 @@ class Report:
     """
 
     pieces: int
+    kind: str = "shards"
     done: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -147,7 +176,7 @@ class Report:
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {number:>8}" for name, number in rows]
         return "\n".join(
-            [f"{'shards':<{width}}  {self.pieces:>8}", *lines, *(f"  {n}: {why}" for n, why in self.failed)]
+            [f"{self.kind:<{width}}  {self.pieces:>8}", *lines, *(f"  {n}: {why}" for n, why in self.failed)]
         )
 
 
@@ -178,11 +207,14 @@ def run_work(
     with _writing_to(out):
         _claim(work, out)
     engine = _Engine(work, out, max_bad_fraction)
-    report = Report(pieces=len(work.pieces))
-    share = (ranks or Alone()).share(range(len(work.pieces)))
+    report = Report(pieces=len(work.pieces), kind="files" if work.by_file else "shards")
+    split = ranks or Alone()
+    share = (split.block if work.by_file else split.share)(range(len(work.pieces)))
     is_alone = len(share) == len(work.pieces)
     try:
         todo = engine.verify(share, report)
+        if todo:
+            work.expect(todo)
         engine.make(todo, report, progress)
         engine.records = engine.read_records()
         mine = {*report.whole, *report.done, *report.not_begun, *(name for name, _ in report.failed)}
@@ -202,10 +234,11 @@ class _Engine:
     def __init__(self, work: Work, out: Folder, max_bad_fraction: float) -> None:
         self.work, self.out, self.most = work, out, max_bad_fraction
         self.mark = _mark(work.manifest)
+        self.begun: dict[str, dict[str, Any]] = {}
         self.records = self.read_records()
 
     def read_records(self) -> dict[str, dict[str, Any]]:
-        """What the folder says of pieces that were whole once, by name."""
+        """What the folder says of pieces that were whole once, by name; of those that are not yet, `begun` has it."""
         names = self.out.names()
         found = {}
         for piece in self.work.pieces:
@@ -213,7 +246,7 @@ class _Engine:
                 with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
                     record = parse_json(self.out.read(f"{piece.name}.json"))
                     if record["work"] == self.mark:
-                        found[piece.name] = record
+                        (self.begun if "next" in record else found)[piece.name] = record
         return found
 
     def verify(self, share: Sequence[int], report: Report) -> list[int]:
@@ -221,27 +254,36 @@ class _Engine:
         todo = []
         for number in share:
             name = self.work.pieces[number].name
-            entries = [ShardEntry(**entry) for entry in self.records.get(name, {}).get("shards", ())]
-            if name in self.records and not any(fault_of(self.out, entry, "sha256") for entry in entries):
+            record = self.records.get(name) or self.begun.get(name)
+            entries = [ShardEntry(**entry) for entry in (record or {}).get("shards", ())]
+            is_sound = not any(fault_of(self.out, entry, "sha256") for entry in entries)
+            if name in self.records and is_sound:
                 report.whole.append(name)
                 continue
             todo.append(number)
             with _writing_to(self.out):
                 if len(todo) == 1:
                     self.out.remove(INDEX)
-                if self.records.pop(name, None) is not None:
+                if record is not None and not is_sound:
+                    self.records.pop(name, None)
+                    self.begun.pop(name, None)
                     self.out.remove(f"{name}.json")
         return todo
 
     def make(self, todo: Sequence[int], report: Report, progress: Progress | None) -> None:
         """Makes pieces, one after the other; one that fails is told, and the others are made."""
-        total, taken = sum(self.work.pieces[number].samples for number in todo), 0
+        sizes = {number: self.work.size(number) for number in todo}
+        for number, size in sizes.items():
+            if size is not None:
+                sizes[number] = max(0, size - self.begun.get(self.work.pieces[number].name, {}).get("next", 0))
+        known = [size for size in sizes.values() if size is not None]
+        total, taken = (sum(known) if len(known) == len(sizes) else 0), 0
 
         def one_taken() -> None:
             nonlocal taken
             taken += 1
             if progress is not None:
-                progress(taken, max(total, taken))
+                progress(taken, total and max(total, taken))
 
         told_of_defect = False
         before = 0
@@ -260,22 +302,33 @@ class _Engine:
                 if isinstance(error, OutError) and error.is_full:
                     report.not_begun += [self.work.pieces[later].name for later in todo[place + 1 :]]
                     return
-            before += piece.samples
-            if progress is not None and taken != before:  # some were left out on the way
+            before += sizes[number] or 0
+            if progress is not None and total and taken != before:  # some were left out on the way
                 taken = before
                 progress(taken, max(total, taken))
 
     def make_piece(self, number: int, taken: Callable[[], object]) -> dict[str, Any]:
-        """Makes a piece: its shards, and then the file that says that they are whole."""
+        """Makes a piece: the shards of each run, and then the file that says that they are whole."""
+        name = self.work.pieces[number].name
+        record = self.begun.pop(name, {})
+        while not record or "next" in record:
+            record = self.make_run(number, record, taken)
+            with _writing_to(self.out):
+                self.out.write(f"{name}.json", _json(record))
+        return record
+
+    def make_run(self, number: int, begun: dict[str, Any], taken: Callable[[], object]) -> dict[str, Any]:
+        """Makes the shards of one run; gives what is to be said of all runs of the piece up to this one."""
         work, piece = self.work, self.work.pieces[number]
-        known = sum(record.get("skipped", {}).get("samples", 0) for record in self.records.values())
-        good = sum(record["counts"]["samples"] for record in self.records.values())
-        counts = Counter(dict.fromkeys(_COUNTED, 0))
-        members: set[str] | None = None
-        notes = Notes(sum(one.samples for one in work.pieces))
-        with _Shards(self.out, piece.name, work.shard_bytes) as shards:
-            samples = work.samples(number, taken)
-            for sample in samples:
+        total, counts = _summed([begun] if begun else [])
+        others = self.records.values()
+        known = sum(record.get("skipped", {}).get("samples", 0) for record in others) + total.bad
+        good = sum(record["counts"]["samples"] for record in others)
+        members = set(begun.get("members", ())) or None
+        sizes = [one.samples for one in work.pieces if one.samples is not None]
+        notes = Notes(sum(sizes) if len(sizes) == len(work.pieces) else 0)
+        with _Shards(self.out, piece.name, work.shard_bytes, begun.get("shards", ())) as shards:
+            for sample in work.samples(number, begun.get("next", 0), taken):
                 content = {**sample.members, SCENE: scene_bytes(sample.scene)}
                 if members is not None and members != content.keys():
                     raise ShardError(
@@ -285,30 +338,32 @@ class _Engine:
                 members = set(content)
                 notes.add(sample.scene.id, *shards.write(sample.key, content))
                 count_scene(counts, sample.scene)
-                self.refuse_bad(good + counts["samples"], known + work.left_out.bad, is_all=False)
-        self.refuse_bad(good + counts["samples"], known + work.left_out.bad, is_all=False)
-        left_out = work.left_out
-        record = {
+                self.refuse_bad(good + counts["samples"], known + work.left_out.bad, total.skipped)
+        self.refuse_bad(good + counts["samples"], known + work.left_out.bad, total.skipped)
+        total.add(work.left_out)
+        noted = joined([*([begun["lowest_hashes"]] if begun else []), notes.to_json()])
+        if work.by_file and noted is not None:
+            noted = shortened(noted)
+        return {
             "work": self.mark,
             "counts": dict(counts),
             "members": sorted(members or ()),
             **({"latents": asdict(work.latent_form)} if work.latent_form is not None and members else {}),
-            **account_of(left_out),
-            **({"tallies": dict(sorted(left_out.tallies.items()))} if left_out.tallies else {}),
-            "lowest_hashes": notes.to_json(),
+            **account_of(total),
+            **({"tallies": dict(sorted(total.tallies.items()))} if total.tallies else {}),
+            "lowest_hashes": noted,
             "shards": [asdict(entry) for entry in shards.entries],
+            **({"next": work.next} if work.next is not None else {}),
         }
-        with _writing_to(self.out):
-            self.out.write(f"{piece.name}.json", _json(record))
-        return record
 
-    def refuse_bad(self, good: int, bad: int, *, is_all: bool) -> None:
-        """Refuses input of which too much could not be read."""
-        seen = self.work.seen(good, bad, is_all=is_all)
-        if bad <= self.most * seen:
+    def refuse_bad(self, good: int, bad: int, begun: Sequence[str] = ()) -> None:
+        """Refuses input of which too much could not be read; `begun` lists what could not be of the piece before its last run."""
+        seen = self.work.seen(good, bad, whole=len(self.records))
+        if seen is None or bad <= self.most * seen:
             return
+        is_all = len(self.records) == len(self.work.pieces)
         skipped = [line for record in self.records.values() for line in record.get("skipped", {}).get("reasons", ())]
-        skipped += [] if is_all else self.work.left_out.skipped
+        skipped += [] if is_all else [*begun, *self.work.left_out.skipped]
         raise TooManyBad(
             f"out={self.out}: {bad} of {good + bad} samples could not be read, more than max_bad_fraction={self.most:g}, so "
             f"there is no index; mend them, or raise max_bad_fraction and run it again (the first: {skipped[0]})",
@@ -319,11 +374,13 @@ class _Engine:
         """Writes the index of all pieces, which are whole."""
         records = [self.records[piece.name] for piece in self.work.pieces]
         total, counts = _summed(records)
-        self.refuse_bad(counts["samples"], total.bad, is_all=True)
+        self.refuse_bad(counts["samples"], total.bad)
         shards = [entry for record in records for entry in record["shards"]]
         members = {tuple(record["members"]) for record in records if record["members"]}
         latents = [record["latents"] for record in records if "latents" in record]
         notes = joined([record.get("lowest_hashes") for record in records])
+        if notes is not None:
+            notes = shortened(notes, of=counts["samples"])
         whole = self.work.index(total)
         if not shards:
             reasons = "".join(f", {reason}: {number}" for reason, number in sorted(total.counts.items()))
@@ -357,10 +414,10 @@ class _Engine:
 
 
 class _Shards:
-    """The shards of a piece: one after the other, each whole before the next begins."""
+    """The shards of a run: one after the other, each whole before the next begins, numbered on from those of earlier runs."""
 
-    def __init__(self, out: Folder, name: str, most_bytes: int | None) -> None:
-        self.entries: list[ShardEntry] = []
+    def __init__(self, out: Folder, name: str, most_bytes: int | None, earlier: Sequence[dict[str, Any]]) -> None:
+        self.entries = [ShardEntry(**entry) for entry in earlier]
         self._out, self._name, self._most = out, name, most_bytes
         self._stack = contextlib.ExitStack()
         self._tar: Any = None

@@ -111,25 +111,34 @@ def stats(cfg: DictConfig) -> None:
 
 
 def export(cfg: DictConfig) -> None:
-    """Writes the labels of shards as published files.
+    """Writes the labels of shards, or their latents and boxes, or their scene graphs, as published files.
 
     Args:
         cfg: what `prepare.py` was asked for: `shards`, `out`, `export`, `accelerator`.
     """
-    from preparation.export_labels import clip_embedding, export_labels
-
     node = cfg.export
-    embed = None
-    if node.text_encoder is not None:
-        embed = clip_embedding(node.text_encoder, device=_device(cfg.accelerator, Ranks()))
-    counts = export_labels(
-        cfg.shards,
-        cfg.out,
-        form=node.form,
-        pictures=node.pictures,
-        whole_pixels=node.whole_pixels,
-        embed=embed,
-    )
+    if node.form == "igligen":
+        from preparation.export_igligen import export_igligen
+
+        counts = export_igligen(cfg.shards, cfg.out, latents=node.latents, seed=node.seed, sizes=node.sizes)
+    elif node.form == "laion_sg":
+        from preparation.export_laion_sg import export_laion_sg
+
+        counts = export_laion_sg(cfg.shards, cfg.out, pictures=node.pictures)
+    else:
+        from preparation.export_labels import clip_embedding, export_labels
+
+        embed = None
+        if node.text_encoder is not None:
+            embed = clip_embedding(node.text_encoder, device=_device(cfg.accelerator, Ranks()))
+        counts = export_labels(
+            cfg.shards,
+            cfg.out,
+            form=node.form,
+            pictures=node.pictures,
+            whole_pixels=node.whole_pixels,
+            embed=embed,
+        )
     print(f"{cfg.out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
 
 

@@ -37,6 +37,11 @@ class Ranks:
         """Every `count`-th item from this rank's own on: the shares of all ranks tile the items."""
         return list(items[self.rank :: self.count])
 
+    def block(self, items: Sequence[Item]) -> list[Item]:
+        """As many neighbouring items for each rank: the blocks of all ranks, one behind the other, are the items."""
+        first, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
+        return list(items[first:end])
+
 
 def ranks_of(environment: Mapping[str, str], *, arrays: bool = False) -> Ranks:
     """What a launcher said.

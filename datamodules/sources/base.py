@@ -8,7 +8,7 @@ particular data sets live beside it; shards, order and transforms live one folde
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,11 +121,13 @@ class Source(ABC):
             what adapters and metrics require before any work starts. A source may set it when it is made.
         latent_form: The form of its latents, known from the first pair on; None for pictures.
         left_out: The account of the latest iteration; None for a source that leaves nothing out.
+        is_at_end: Whether the latest `span_of` came to the end of its file.
     """
 
     provides: frozenset[str] = frozenset()
     latent_form: LatentForm | None = None
     left_out: LeftOut | None = None
+    is_at_end: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -157,6 +159,32 @@ class Source(ABC):
         if self.left_out is not None:
             self.left_out = LeftOut()
         yield from itertools.islice(pairs, stop - start)
+
+    def files(self) -> int | None:
+        """Number of input files, each of which one process reads as a whole; None for a source that is not split by file."""
+        return None
+
+    def size_of(self, file: int) -> int | None:
+        """Samples of a file, as far as that is known without reading it; for the progress."""
+        return None
+
+    def expect(self, files: Sequence[int]) -> None:  # noqa: B027
+        """Prepare for the files that this process is going to read; nothing of the others is to be opened."""
+
+    def span_of(self, file: int, start: int, stop: int) -> Iterator[tuple[Scene, Content]]:
+        """The pairs at some places of a file, for a source that has `files`; `is_at_end` tells whether there are more.
+
+        Spans of a file that follow one another read it once. `left_out` is the account of these places.
+
+        Args:
+            file: Number of the file.
+            start: First place in it.
+            stop: Place behind the last; the file may end before.
+
+        Returns:
+            Scene and content of each.
+        """
+        raise NotImplementedError
 
     def report(self, total: LeftOut) -> list[str]:
         """Lines about all that was read, for whoever prepares the data.

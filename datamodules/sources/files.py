@@ -4,7 +4,10 @@ A reader lists entries and reads one at a time; what cannot be read is skipped, 
 counted. What a data set's files look like is in the module of that data set.
 """
 
+import contextlib
 import io
+import itertools
+import tarfile
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,17 +113,22 @@ class FileSource(Source):
         self._of_sample: Counter[str] = Counter()
         self._cursor: _Cursor | None = None
 
-    @abstractmethod
     def entries(self) -> Iterator[Any]:
         """Yields what `read` takes, one for each sample, in a fixed order; never pictures of more than one file."""
+        for file in range(self.files() or 0):
+            yield from self.entries_of(file)
 
-    def parts(self) -> Sequence[int]:
-        """Places in each of the files that entries come from, of which a span opens those alone that it needs."""
-        return [len(self)]
+    def entries_of(self, file: int, start: int = 0) -> Iterator[Any]:
+        """Yields the entries of one of the `files` from a place on; those before it are passed over unread where that can be.
 
-    def entries_of(self, part: int) -> Iterator[Any]:
-        """Yields the entries of one of the `parts`; there may be more of them than places, or fewer."""
-        yield from self.entries()
+        Args:
+            file: Number of the file.
+            start: Place of the first entry.
+
+        Returns:
+            Entries. What the reader of the file tells `left_out` is the same whatever the start.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
@@ -138,15 +146,17 @@ class FileSource(Source):
 
     def __iter__(self) -> Iterator[tuple[Scene, Content]]:
         """Yields the samples that can be read and are wanted; `left_out` tells of the others."""
-        yield from self.span(0, self.positions())
+        self.expect(range(self.files() or 0))
+        self.left_out = LeftOut()
+        yield from self._read_all(self.entries())
         self.left_out.notes += self.report(self.left_out)
 
     def positions(self) -> int:
-        """Places of all files; one that seems to be empty has a place, for what is wrong with it."""
-        return sum(max(1, size) for size in self.parts())
+        """Places of all entries; what seems to be empty has one, for what is wrong with it."""
+        return max(1, len(self))
 
     def span(self, start: int, stop: int) -> Iterator[tuple[Scene, Content]]:
-        """As `Source`; what is passed over is not read, and what is wrong with a file is told with its last place.
+        """As `Source`, for a source without `files`; what is told of all entries belongs to the last place.
 
         Args:
             start: First place.
@@ -155,35 +165,50 @@ class FileSource(Source):
         Yields:
             Scene and content.
         """
-        self.left_out = LeftOut()
-        first = 0
-        for part, size in enumerate(max(1, size) for size in self.parts()):
-            if first < stop and start < first + size:
-                places = range(max(start - first, 0), min(stop - first, size))
-                yield from self._read_all(self._of_part(part, places, is_end=places.stop == size))
-            first += size
+        yield from self._read_some(0, start, stop if stop < self.positions() else None, is_file=False)
 
-    def _of_part(self, part: int, places: range, *, is_end: bool) -> Iterator[Any]:
-        """The entries at some places of a part; whatever goes beyond its places is at the last one."""
+    def span_of(self, file: int, start: int, stop: int) -> Iterator[tuple[Scene, Content]]:
+        """As `Source`; what is wrong with a file is told with its last place.
+
+        Args:
+            file: Number of the file.
+            start: First place in it.
+            stop: Place behind the last.
+
+        Yields:
+            Scene and content.
+        """
+        yield from self._read_some(file, start, stop, is_file=True)
+
+    def _read_some(self, file: int, start: int, stop: int | None, *, is_file: bool) -> Iterator[tuple[Scene, Content]]:
+        """The samples at some places; the next ones go on from there without opening the file again."""
         cursor, self._cursor = self._cursor, None
-        if cursor is None or cursor.part != part or cursor.place > places.start:
-            cursor = _Cursor(part, self.entries_of(part))
-        while is_end or cursor.place < places.stop:
-            # What the file's reader tells is of the file, not of these places.
-            of_places, self.left_out = self.left_out, cursor.left_out
-            try:
-                entry = next(cursor.entries, cursor)
-            finally:
-                self.left_out = of_places
-            if entry is cursor:
-                break
-            cursor.place += 1
-            if cursor.place > places.start:
-                yield entry
-        if is_end:
+        if cursor is None or (cursor.file, cursor.place) != (file, start):
+            entries = self.entries_of(file, start) if is_file else itertools.islice(self.entries(), start, None)
+            cursor = _Cursor(file, start, entries)
+            self._advance(cursor)
+        self.left_out = LeftOut()
+        yield from self._read_all(self._until(cursor, stop))
+        self.is_at_end = cursor.ahead is _END if is_file else stop is None
+        if self.is_at_end:
             self.left_out.add(cursor.left_out)
         else:
             self._cursor = cursor
+
+    def _until(self, cursor: "_Cursor", stop: int | None) -> Iterator[Any]:
+        """The entries from where a cursor is to a place, or to the end."""
+        while cursor.ahead is not _END and (stop is None or cursor.place < stop):
+            yield cursor.ahead
+            cursor.place += 1
+            self._advance(cursor)
+
+    def _advance(self, cursor: "_Cursor") -> None:
+        """Look at the next entry; what the file's reader tells is of the file, not of the places that are read now."""
+        of_places, self.left_out = self.left_out, cursor.left_out
+        try:
+            cursor.ahead = next(cursor.entries, _END)
+        finally:
+            self.left_out = of_places
 
     def _read_all(self, entries: Iterator[Any]) -> Iterator[tuple[Scene, Content]]:
         """The samples of entries that can be read and are wanted."""
@@ -304,13 +329,30 @@ class FileSource(Source):
         return scene, image
 
 
-class _Cursor:
-    """How far a part has been passed, so that the next span goes on from there."""
+_END = object()
 
-    def __init__(self, part: int, entries: Iterator[Any]) -> None:
-        self.part, self.entries = part, entries
-        self.place = 0
+
+class _Cursor:
+    """How far a file has been passed, and the entry that comes next, so that the next span goes on from there."""
+
+    def __init__(self, file: int, place: int, entries: Iterator[Any]) -> None:
+        self.file, self.place, self.entries = file, place, entries
+        self.ahead: Any = _END
         self.left_out = LeftOut()
+
+
+@contextlib.contextmanager
+def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar of which no more is read than is asked for: members that are passed over cost their headers.
+
+    Args:
+        path: The file; one that gzip has packed is unpacked on the way, as far as it is passed.
+
+    Yields:
+        The tar.
+    """
+    with path.open("rb", buffering=0) as file, tarfile.open(fileobj=file) as tar:
+        yield tar
 
 
 def as_boxes(values: Any, where: str) -> np.ndarray:

@@ -4,7 +4,6 @@ Latents are already multiplied by the autoencoder's scaling factor, so that the 
 be mirrored or cropped. The pictures themselves are read in ``sa1b.py``, which takes boxes from here.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from scenes import Frame, Scene, SceneObject, boxes
 SCALE = 8  # pixels to a cell, in every autoencoder that these latents come from
 WITHOUT_BOXES = "pictures without boxes"
 UNDER_SCORE = "boxes under min_score"
+TAR = "tar"  # in a scene's provenance: SA-1B's tar of the picture, by which the published files are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,9 @@ class Detections:
     scores: Any
     phrases: Any
     size: Any = None
+
+
+Entry = tuple[str, int, np.ndarray, Detections | None, Any]
 
 
 def read_detections(path: Path) -> dict[int, Detections]:
@@ -187,43 +190,45 @@ class Igligen(FileSource):
 
     def __len__(self) -> int:
         """Rows of boxes, by the headers of their files."""
-        return sum(self._rows)
+        return sum(map(self.size_of, range(self.files())))
 
-    @functools.cached_property
-    def _rows(self) -> list[int]:
-        return [npy_shape(self._boxes / name)[0] for name in self._shards]
+    def files(self) -> int:
+        """Pairs of files of latents and boxes."""
+        return len(self._shards)
 
-    def entries(self) -> Iterator[tuple[int, np.ndarray, Detections | None, Any]]:
-        """Yields number, latent, detections and size of each latent; one pair of files is in memory at a time."""
-        for part in range(len(self._shards)):
-            yield from self.entries_of(part)
+    def size_of(self, file: int) -> int:
+        """Rows of boxes of a pair of files, by the header."""
+        return npy_shape(self._boxes / self._shards[file])[0]
 
-    def parts(self) -> list[int]:
-        """Rows of each file of boxes."""
-        return self._rows
-
-    def entries_of(self, part: int) -> Iterator[tuple[int, np.ndarray, Detections | None, Any]]:
-        """Yields the entries of a pair of files.
+    def entries_of(self, file: int, start: int = 0) -> Iterator[Entry]:
+        """Yields the entries of a pair of files, which is in memory as long.
 
         Args:
-            part: Number of the pair.
+            file: Number of the pair.
+            start: Place of the first entry.
 
         Yields:
-            Number, latent, detections and size.
+            Name of the files; number, latent, detections and size of a picture.
         """
-        name = self._shards[part]
+        name = self._shards[file]
         try:
             found = read_detections(self._boxes / name)
             latents = self._read_latents(self._latents / name)
             sizes = read_sizes(self._sizes / name) if self._sizes else {}
         except (PickleRefused, SampleError, OSError) as error:
-            self.left_out.skip(error, samples=self._rows[part])
+            self.left_out.skip(error, samples=self.size_of(file))
             return
         if alone := len(found.keys() - latents.keys()):
             self.left_out.counts["boxes without a latent"] += alone
-        for number in sorted(latents):
+        for number in sorted(latents)[start:]:
             row = found.get(number)
-            yield number, latents[number], row, sizes.get(number, row.size if row is not None else None)
+            yield (
+                Path(name).stem,
+                number,
+                latents[number],
+                row,
+                sizes.get(number, row.size if row is not None else None),
+            )
 
     def report(self, total: LeftOut) -> list[str]:
         """Files that are of no use.
@@ -242,7 +247,7 @@ class Igligen(FileSource):
         """The sample of a latent.
 
         Args:
-            entry: Its number, the latent, what was detected and the size of the picture.
+            entry: Its file and number, the latent, what was detected and the size of the picture.
 
         Returns:
             The scene with the latent, or the reason where nothing was detected.
@@ -250,7 +255,7 @@ class Igligen(FileSource):
         Raises:
             SampleError: Something of it is unsound.
         """
-        number, latent, found, size = entry
+        file, number, latent, found, size = entry
         where = f"sa_{number}"
         if found is None:
             return WITHOUT_BOXES
@@ -271,6 +276,7 @@ class Igligen(FileSource):
             objects=detected_objects(self, where, found, min_score=self.min_score),
             frame=frame,
             source=self.name,
+            provenance={TAR: file},
         )
         return scene, latent
 

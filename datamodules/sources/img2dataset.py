@@ -5,6 +5,7 @@ It puts a white border around a picture that is not square, which is taken off h
 """
 
 import functools
+import itertools
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.sources.base import Content
-from datamodules.sources.files import FileSource, Picture, SampleError, content_of, existing, json_of
+from datamodules.sources.files import FileSource, Picture, SampleError, content_of, existing, json_of, opened_tar
 from scenes import Frame, Scene
 
 SUFFIXES = (".jpg", ".png", ".webp")
@@ -66,55 +67,50 @@ class Img2dataset(FileSource):
         self.root, self.tars, self.border = root, tars, border
         self._root = existing(Path(root), "source.root")
         self._tars = tars_of(self._root, tars)
-        if not len(self):
+        if not (any(map(holds_picture, self._tars)) if self._tars else self._files):
             raise ValueError(f"source.root: no pictures in {root}; name the folder above them, or source.tars=PATTERN")
 
     def __len__(self) -> int:
-        """Pictures."""
-        return sum(self.parts())
+        """Pictures; of tars all headers are read for it."""
+        return sum(map(pictures_in, self._tars)) if self._tars else len(self._files)
 
-    def parts(self) -> list[int]:
-        """Pictures of each tar; all there are, where they are not in tars."""
-        return self._in_tars if self._tars else [len(self._files)]
+    def files(self) -> int | None:
+        """The tars, if there are any."""
+        return len(self._tars) or None
 
     def entries(self) -> Iterator[Fetched]:
         """Yields the files of each sample; of those in tars one is in memory at a time."""
-        for part in range(len(self.parts())):
-            yield from self.entries_of(part)
-
-    def entries_of(self, part: int) -> Iterator[Fetched]:
-        """Yields the entries of a tar, or all.
-
-        Args:
-            part: Number of the tar.
-
-        Yields:
-            The files of each sample.
-        """
         if self._tars:
-            yield from self._of_tar(self._tars[part])
-            return
+            yield from super().entries()
         for path in self._files:
             yield Fetched(key=path.stem, picture=path, sidecar=path.with_suffix(".json"), text=path.with_suffix(".txt"))
 
     @functools.cached_property
     def _files(self) -> list[Path]:
+        if self._tars:
+            return []
         return sorted(path for path in self._root.rglob("*") if is_picture(path.name) and path.is_file())
 
-    @functools.cached_property
-    def _in_tars(self) -> list[int]:
-        return [sum(map(is_picture, members_of(path)[0])) for path in self._tars]
+    def entries_of(self, file: int, start: int = 0) -> Iterator[Fetched]:
+        """Yields the entries of a tar.
 
-    def _of_tar(self, path: Path) -> Iterator[Fetched]:
+        Args:
+            file: Number of the tar.
+            start: Place of the first entry.
+
+        Yields:
+            The files of each sample.
+        """
+        path = self._tars[file]
         members, fault = members_of(path)
         try:
-            with tarfile.open(path) as tar:
+            with opened_tar(path) as tar:
 
                 def content(name: str) -> bytes | None:
                     file = tar.extractfile(members[name]) if name in members else None
                     return None if file is None else file.read()
 
-                for name in filter(is_picture, list(members)):
+                for name in itertools.islice(filter(is_picture, list(members)), start, None):
                     beside = [content(str(PurePosixPath(name).with_suffix(suffix))) for suffix in (".json", ".txt")]
                     picture = content(name) or b""
                     yield Fetched(key=PurePosixPath(name).stem, picture=picture, sidecar=beside[0], text=beside[1])
@@ -173,13 +169,27 @@ def members_of(path: Path) -> tuple[dict[str, tarfile.TarInfo], Exception | None
     """The files of a tar by name, and what is wrong with it; of a tar that ends too early those before its end."""
     members: dict[str, tarfile.TarInfo] = {}
     try:
-        with tarfile.open(path) as tar:
+        with opened_tar(path) as tar:
             for member in tar:
                 if member.isfile():
                     members[member.name] = member
     except (tarfile.TarError, OSError, EOFError) as error:
         return members, error
     return members, None
+
+
+def pictures_in(path: Path) -> int:
+    """Pictures in a tar, by its headers."""
+    return sum(map(is_picture, members_of(path)[0]))
+
+
+def holds_picture(path: Path) -> bool:
+    """Whether there is a picture in a tar; no more of it is read than that takes."""
+    try:
+        with opened_tar(path) as tar:
+            return any(member.isfile() and is_picture(member.name) for member in tar)
+    except (tarfile.TarError, OSError, EOFError):
+        return False  # told when its pictures are read, if another tar has some
 
 
 def is_picture(name: str) -> bool:

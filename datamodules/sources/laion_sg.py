@@ -22,6 +22,7 @@ from scenes.json_form import parse_json
 MISSING = "pictures missing"
 NO_RELATIONS = "entries without relations"
 OUTSIDE = "entries outside the filter"
+NAME = "name"  # of a picture's file, in entries and in the provenance of scenes of another id
 _FAULT = "fault: "
 LIMIT = 75  # tokens of CLIP's 77 that are not start and end
 # CLIP's words, of which each is one token or more; digits are words of their own.
@@ -130,13 +131,15 @@ class LaionSg(FileSource):
         except GraphError as error:
             self.left_out.tallies[f"{_FAULT}{error.reason}"] += 1
             raise
-        path = self._folder / value_of(item, "name", str, where)
+        path = self._folder / value_of(item, NAME, str, where)
         if not path.is_file():
             return MISSING
         picture = Picture.open(path, where)
         self.count("captions missing", not scene.caption)
         self._count_tokens(scene)
         more = {key: item[key] for key in ("score", "url") if item.get(key) not in (None, "")}
+        if item[NAME] != f"{scene.id}.jpg":
+            more[NAME] = item[NAME]
         frame = Frame(original=picture.size)
         scene = replace(scene, frame=frame, source=self.name, provenance=more)
         repeated = len(scene.relations) - len(set(scene.relations))

@@ -12,12 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.sources.base import Content
-from datamodules.sources.files import Picture, SampleError, content_of, existing, json_of
+from datamodules.sources.files import Picture, SampleError, content_of, existing, json_of, opened_tar
 from datamodules.sources.img2dataset import (
     CAPTIONS_MISSING,
     SUFFIXES,
+    holds_picture,
     is_picture,
     members_of,
+    pictures_in,
     tars_of,
     without_border,
 )
@@ -108,16 +110,19 @@ class RichContext(RichLabels):
         self._labels = existing(Path(labels) if labels else self._root, "source.labels")
         self._pairs = None if meta is None else _pairs(existing(Path(meta), "source.meta"))
         self._tars = tars_of(self._root, tars)
-        self._count = self._counted()
-        if not self._count:
+        if not (any(map(holds_picture, self._tars)) if self._tars else self._count):
             raise ValueError(
                 f"source.labels: no {PREFIX}*.json in {self._labels}; name the folder of the labels, "
                 "or source.tars=PATTERN where pictures and labels are in tars"
             )
 
     def __len__(self) -> int:
-        """Files of labels, pairs of the list, or pictures in the tars."""
-        return self._count
+        """Files of labels, pairs of the list, or pictures in the tars, of which all headers are read for it."""
+        return sum(map(pictures_in, self._tars)) if self._tars else self._count
+
+    def files(self) -> int | None:
+        """The tars, if there are any."""
+        return len(self._tars) or None
 
     def entries(self) -> Iterator[Entry]:
         """Yields the files of each sample; of those in tars one is in memory at a time."""
@@ -127,37 +132,14 @@ class RichContext(RichLabels):
                     key=PurePosixPath(image).stem, label=found(self._labels, [label]) or Path(label), image_name=image
                 )
         elif self._tars:
-            for part in range(len(self._tars)):
-                yield from self.entries_of(part)
+            yield from super().entries()
         else:
             yield from (Entry(key=key, label=path) for key, path in label_files(self._labels))
-
-    def parts(self) -> list[int]:
-        """Pictures of each tar; all there are, where they are not in tars."""
-        return self._in_tars if self._tars else [self._count]
-
-    def entries_of(self, part: int) -> Iterator[Entry]:
-        """Yields the entries of a tar, or all.
-
-        Args:
-            part: Number of the tar.
-
-        Yields:
-            The files of each sample.
-        """
-        if self._tars:
-            yield from self._of_tar(self._tars[part], self._elsewhere)
-        else:
-            yield from self.entries()
 
     @functools.cached_property
     def _elsewhere(self) -> dict[str, Path] | None:
         """Files of labels by key, where they are not in the tars."""
         return dict(label_files(self._labels)) if self.labels else None
-
-    @functools.cached_property
-    def _in_tars(self) -> list[int]:
-        return [sum(is_picture(name) for name in members_of(path)[0]) for path in self._tars]
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of some files.
@@ -205,27 +187,36 @@ class RichContext(RichLabels):
         )
         return self.stored(scene, picture if inside is None else picture.part(*inside))
 
-    def _counted(self) -> int:
-        if self._pairs is not None:
-            return len(self._pairs)
-        if self._tars:
-            return sum(self._in_tars)
-        return sum(1 for _ in label_files(self._labels))
+    @functools.cached_property
+    def _count(self) -> int:
+        return len(self._pairs) if self._pairs is not None else sum(1 for _ in label_files(self._labels))
 
-    def _of_tar(self, path: Path, elsewhere: dict[str, Path] | None) -> Iterator[Entry]:
-        """The samples of a tar, by the order of its pictures; labels may come before or behind them."""
+    def entries_of(self, file: int, start: int = 0) -> Iterator[Entry]:
+        """Yields the entries of a tar, by the order of its pictures; labels may come before or behind them.
+
+        Args:
+            file: Number of the tar.
+            start: Place of the first entry.
+
+        Yields:
+            The files of each sample.
+        """
+        path, elsewhere = self._tars[file], self._elsewhere
         members, fault = members_of(path)
         labels = {key: name for name in members if (key := key_of(name)) is not None}
         try:
-            with tarfile.open(path) as tar:
+            with opened_tar(path) as tar:
 
                 def content(name: str | None) -> bytes | None:
                     file = tar.extractfile(members[name]) if name in members else None
                     return None if file is None else file.read()
 
-                for name in filter(is_picture, list(members)):
+                for place, name in enumerate(filter(is_picture, list(members))):
                     key = PurePosixPath(name).stem
-                    label = elsewhere.get(key) if elsewhere is not None else content(labels.pop(key, None))
+                    inside = labels.pop(key, None)
+                    if place < start:
+                        continue
+                    label = elsewhere.get(key) if elsewhere is not None else content(inside)
                     if label is None:
                         yield Entry(key=key, label=None)
                     else:

@@ -4,23 +4,24 @@ SA-1B's own masks have no names, so they are not read: objects come from IGLIGEN
 centre square of a picture.
 """
 
+import itertools
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.safe_pickle import PickleRefused
 from datamodules.sources.base import Content
-from datamodules.sources.files import FileSource, Picture, SampleError, centre_window, existing
-from datamodules.sources.igligen import WITHOUT_BOXES, Detections, detected_objects, read_detections
+from datamodules.sources.files import FileSource, Picture, SampleError, centre_window, existing, opened_tar
+from datamodules.sources.igligen import TAR, WITHOUT_BOXES, Detections, detected_objects, read_detections
 from scenes import Frame, Scene
 from scenes.json_form import parse_json
 
 PREFIX = "The image features "  # of SAM-LLaVA's captions; the published systems take it off
 COLUMNS = ("key", "caption")
 _ROWS = 65536  # of a table read at once
-Entry = tuple[str, dict[str, bytes], Detections | None]
+Entry = tuple[str, str, dict[str, bytes], Detections | None]
 
 
 class Sa1b(FileSource):
@@ -73,58 +74,75 @@ class Sa1b(FileSource):
                 )
             self._table = None
         self.provides = frozenset({"image", "caption"} | ({"boxes", "phrases", "scores"} if self._boxes else set()))
-        self._keys = [list(_keys(path)) for path in self._paths]
-        # only the captions of the tars at hand, because the whole table holds millions
-        self._captions = {} if self._table is None else read_captions(self._table, {k for ks in self._keys for k in ks})
+        self._keys: dict[int, list[str]] = {}  # of the tars whose headers were read
+        self._captions: dict[str, str] = {}
+        self._captioned: set[int] = set()  # the tars whose captions were read
 
     def __len__(self) -> int:
-        """Pictures in the tars."""
-        return sum(len(keys) for keys in self._keys)
+        """Pictures in the tars, of which all headers are read for it."""
+        return sum(len(self._keys_of(file)) for file in range(self.files()))
 
-    def entries(self) -> Iterator[Entry]:
-        """Yields key, files and detections of each picture; one picture is in memory at a time."""
-        for part in range(len(self._paths)):
-            yield from self.entries_of(part)
+    def files(self) -> int:
+        """The tars."""
+        return len(self._paths)
 
-    def parts(self) -> list[int]:
-        """Pictures of each tar."""
-        return [len(keys) for keys in self._keys]
+    def size_of(self, file: int) -> int | None:
+        """Pictures of a tar whose headers were read already."""
+        return len(self._keys[file]) if file in self._keys else None
 
-    def entries_of(self, part: int) -> Iterator[Entry]:
-        """Yields the entries of a tar.
+    def expect(self, files: Sequence[int]) -> None:
+        """Reads the captions of some tars and of no others, because the whole table holds millions."""
+        if self._table is not None and not self._captioned.issuperset(files):
+            self._captions = read_captions(self._table, {key for file in files for key in self._keys_of(file)})
+            self._captioned = set(files)
+
+    def _keys_of(self, file: int) -> list[str]:
+        """Keys of the pictures of a tar."""
+        if file not in self._keys:
+            self._keys[file] = list(_keys(self._paths[file]))
+        return self._keys[file]
+
+    def entries_of(self, file: int, start: int = 0) -> Iterator[Entry]:
+        """Yields the entries of a tar; one picture is in memory at a time.
 
         Args:
-            part: Number of the tar.
+            file: Number of the tar.
+            start: Place of the first entry.
 
         Yields:
-            Key, files and detections.
+            Name of the tar; key, files and detections of a picture.
         """
-        path = self._paths[part]
+        self.expect([file])
+        path = self._paths[file]
         try:
             found = read_detections(self._boxes / f"{path.stem}.npy") if self._boxes else {}
         except (PickleRefused, SampleError, OSError) as error:
-            self.left_out.skip(error, samples=len(self._keys[part]))
+            self.left_out.skip(error, samples=len(self._keys_of(file)))
             return
-        waiting: dict[str, dict[str, bytes]] = {}
+        waiting: dict[str, dict[str, Any]] = {}
+        place = 0  # behind the pictures that are whole
         try:
-            with tarfile.open(path) as tar:
+            with opened_tar(path) as tar:
                 for member in tar:
                     key, suffix = _name(member)
                     if suffix not in (".jpg", ".json"):
                         continue
-                    file = tar.extractfile(member)
-                    waiting.setdefault(key, {})[suffix] = file.read() if file is not None else b""
+                    waiting.setdefault(key, {})[suffix] = member if place < start else _content(tar, member)
                     if len(waiting[key]) == 2:
-                        yield key, waiting.pop(key), found.get(_number(key))
+                        files, place = waiting.pop(key), place + 1
+                        if place > start:
+                            read = {name: _content(tar, file) for name, file in files.items()}
+                            yield path.stem, key, read, found.get(_number(key))
         except (tarfile.TarError, OSError, EOFError) as error:
             self.left_out.skip(f"{path}: {error}; fetch it again")
-        yield from ((key, files, found.get(_number(key))) for key, files in waiting.items())
+        for key, files in itertools.islice(waiting.items(), max(0, start - place), None):
+            yield path.stem, key, files, found.get(_number(key))
 
     def read(self, entry: Any) -> tuple[Scene, Content] | str:
         """The sample of a picture.
 
         Args:
-            entry: Its key, the content of its files by suffix, and what was detected in it.
+            entry: Its tar and key, the content of its files by suffix, and what was detected in it.
 
         Returns:
             The scene with its picture, or the reason where it has no caption or no boxes.
@@ -132,7 +150,7 @@ class Sa1b(FileSource):
         Raises:
             SampleError: Something of it is unsound.
         """
-        key, files, found = entry
+        tar, key, files, found = entry
         if lacking := {".jpg", ".json"} - files.keys():
             raise SampleError(f"{key}: its {lacking.pop()} is missing from the tar; fetch the tar again")
         if self._boxes is not None and found is None:
@@ -151,7 +169,8 @@ class Sa1b(FileSource):
             objects = detected_objects(self, key, found, min_score=self.min_score)
             frame = Frame(original=size, crop=centre_window(size))
         caption = caption.removeprefix(PREFIX).strip()
-        return self.stored(Scene(id=key, caption=caption, objects=objects, frame=frame, source=self.name), picture)
+        scene = Scene(id=key, caption=caption, objects=objects, frame=frame, source=self.name, provenance={TAR: tar})
+        return self.stored(scene, picture)
 
 
 def read_captions(path: Path, keys: Iterable[str]) -> dict[str, str]:
@@ -173,7 +192,7 @@ def read_captions(path: Path, keys: Iterable[str]) -> dict[str, str]:
             "or give the table as .jsonl"
         )
     wanted = set(keys)
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    rows = _parquet_rows(path, wanted) if path.suffix == ".parquet" else _json_rows(path)
     try:
         return {key: caption for key, caption in rows if key in wanted}
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -183,13 +202,18 @@ def read_captions(path: Path, keys: Iterable[str]) -> dict[str, str]:
         ) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any]]:
+def _parquet_rows(path: Path, wanted: set[str]) -> Iterator[tuple[Any, Any]]:
+    """The rows of those groups that have a wanted key; of the others the keys alone are read."""
     from pyarrow import parquet  # here, because nothing else needs it
 
     with parquet.ParquetFile(path) as table:
-        for piece in table.iter_batches(batch_size=_ROWS, columns=list(COLUMNS)):
-            columns = piece.to_pydict()
-            yield from zip(*(columns[name] for name in COLUMNS), strict=True)
+        for group in range(table.num_row_groups):
+            pieces = table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[COLUMNS[0]])
+            if all(wanted.isdisjoint(piece.to_pydict()[COLUMNS[0]]) for piece in pieces):
+                continue
+            for piece in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(COLUMNS)):
+                columns = piece.to_pydict()
+                yield from zip(*(columns[name] for name in COLUMNS), strict=True)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, Any]]:
@@ -203,13 +227,21 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, Any]]:
 def _keys(path: Path) -> Iterator[str]:
     """Keys of the pictures in a tar, by its headers; of a tar that ends too early those before its end."""
     try:
-        with tarfile.open(path) as tar:
+        with opened_tar(path) as tar:
             for member in tar:
                 key, suffix = _name(member)
                 if suffix == ".jpg":
                     yield key
     except (tarfile.TarError, OSError, EOFError):
         return  # told when its pictures are read
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | bytes) -> bytes:
+    """What a file of a tar holds, if that is not there already."""
+    if isinstance(member, bytes):
+        return member
+    file = tar.extractfile(member)
+    return file.read() if file is not None else b""
 
 
 def _name(member: tarfile.TarInfo) -> tuple[str, str]:

@@ -267,7 +267,7 @@ TINY = (
 
 
 def test_the_step_takes_the_latents_and_not_the_autoencoder(shards, composed):
-    cfg = composed(*TINY, f"data.shards={shards}")
+    cfg = composed(*TINY, f"data.shards={shards}", "data.posterior=mode")
     module = build_module(cfg)
     encoded = []
     module.backbone.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))

@@ -18,8 +18,10 @@ from datamodules.sources.folder import Folder
 from datamodules.sources.gligen_coco import GligenCoco
 from datamodules.sources.sa1b import Sa1b, read_captions
 from datamodules.transforms import SceneTransform
+from preparation.conversion import convert_source
 from runtime.composition import compose
 from runtime.preparation import TASKS
+from runtime.ranks import Ranks
 from scenes import Frame
 from scenes.masks import decode
 
@@ -487,6 +489,70 @@ def test_sa1b_takes_the_boxes_captions_where_there_is_no_table(sa1b):
     one_line(caught, "source.boxes=DIR")
     with pytest.raises(ValueError, match=r"source\.tars=\*\.zip"):
         Sa1b(root=str(sa1b), tars="*.zip")
+
+
+def test_sa1b_opens_the_tars_and_captions_of_its_share_alone(sa1b, tmp_path):
+    """What a process is not to read is taken away before it begins."""
+    settings = {"root": str(sa1b), "captions": str(sa1b / "captions.jsonl")}
+    tars = sorted(sa1b.glob("*.tar"))
+    assert len(tars) == 2
+    for rank in range(2):
+        source = Sa1b(**settings)
+        other = tars[1 - rank].rename(tmp_path / "away")
+        told = []
+        convert_source(
+            source,
+            tmp_path / "out",
+            ranks=Ranks(rank=rank, count=2),
+            progress=lambda *numbers, told=told: told.append(numbers),
+        )
+        assert told[-1][0] == told[-1][1] == source.size_of(rank) > 0
+        other.rename(tars[1 - rank])
+    convert_source(Sa1b(**settings), tmp_path / "alone")
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    scenes = ShardSet(tmp_path / "out")
+    tars_of = [scenes.scene(n).provenance["tar"] for n in range(len(scenes))]
+    assert tars_of == sorted(tars_of)
+    assert set(tars_of) == {"sa_000000", "sa_000001"}
+    idle = Sa1b(**settings)
+    (sa1b / "captions.jsonl").unlink()
+    report = convert_source(idle, tmp_path / "out", ranks=Ranks(rank=0, count=3))  # of two files none is the first's
+    assert (report.whole, report.done, report.index is not None) == ([], [], True)
+
+
+def test_of_a_table_in_groups_those_without_a_wanted_key_are_passed_over(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "captions.parquet"
+    table = pyarrow.table({"key": [f"sa_{n}" for n in range(40)], "caption": [f"{n} " + "x" * 5000 for n in range(40)]})
+    parquet.write_table(table, path, row_group_size=10, compression="none", use_dictionary=False)
+    groups = parquet.ParquetFile(path).metadata
+    place = groups.row_group(2).column(1).data_page_offset
+    with path.open("r+b") as file:  # whoever reads the captions of group 2 fails
+        file.seek(place)
+        file.write(b"\xff" * 64)
+    found = read_captions(path, ["sa_3", "sa_35", "sa_99"])
+    assert {key: caption[:2] for key, caption in found.items()} == {"sa_3": "3 ", "sa_35": "35"}
+    with pytest.raises(ValueError, match="source.captions"):
+        read_captions(path, ["sa_25"])
+
+
+def test_sa1b_goes_on_within_a_tar_whose_files_are_mixed(sa1b):
+    pictures = dict.fromkeys((31, 32, 33, 34), (WIDE, None))
+    write_tar(sa1b / "paired.tar", pictures)
+    with tarfile.open(sa1b / "paired.tar") as tar, tarfile.open(sa1b / "mixed.tar", "w") as mixed:
+        names = [f"./sa_{name}" for name in ("31.jpg", "32.jpg", "33.json", "32.json", "33.jpg", "34.jpg", "31.json")]
+        for name in names:
+            mixed.addfile(tar.getmember(name), tar.extractfile(name))
+    texts = write_captions(sa1b / "c.jsonl", {f"sa_{n}": f"picture {n}" for n in pictures})
+    source = Sa1b(root=str(sa1b), tars="mixed.tar", captions=str(texts))
+    assert [scene.id for scene, _ in source] == ["sa_32", "sa_33", "sa_31"]
+    (lacking,) = source.left_out.skipped
+    for start in range(4):
+        assert [scene.id for scene, _ in source.span_of(0, start, 9)] == ["sa_32", "sa_33", "sa_31"][start:]
+        assert source.left_out.skipped == [lacking]
 
 
 def test_sa1b_s_broken_tars_are_counted(sa1b):

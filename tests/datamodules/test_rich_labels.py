@@ -264,6 +264,9 @@ def test_pictures_without_boxes_or_without_files_are_counted(tmp_path):
     expected = {"pictures without labels": 1, "pictures without boxes": 1, "labels without a picture": 1}
     assert source.left_out.counts == expected
     assert source.left_out.bad == 0
+    # gone on with behind the second picture, where the account of the file is the same
+    assert [scene.id for scene, _ in source.span_of(0, 2, 9)] == ["000010003"]
+    assert source.left_out.counts == {"pictures without boxes": 1, "labels without a picture": 1}
 
 
 def test_a_tar_that_ends_too_early_gives_what_is_before_its_end(tmp_path):
@@ -442,6 +445,9 @@ def test_pictures_come_with_their_caption_and_without_their_border(tmp_path):
     packed(tmp_path / "tars" / "00001.tar", EQUAL)
     from_tars = [scene for scene, _ in Img2dataset(root=str(tmp_path / "tars"), tars="*.tar")]
     assert from_tars == [wide, tall, equal]
+    source = Img2dataset(root=str(tmp_path / "tars"), tars="*.tar")
+    assert (source.files(), [scene for scene, _ in source.span_of(0, 1, 2)]) == (2, [tall])
+    assert source.is_at_end
     # without a record: the caption is the text's, the border is unknown
     plain = tree(tmp_path / "plain", {**lone, "000010004.txt": b" a dark strip "})
     ((scene, _),) = Img2dataset(root=plain, border=False)

@@ -1,5 +1,6 @@
 """Sources become shards piece by piece: spans tile a source, and a folder is the same however it came about."""
 
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import held_out
+from datamodules.shard_writer import TooManyBad
 from datamodules.shards import ShardError, ShardSet, check_shards, write_shards
 from datamodules.sources.base import LeftOut, Source
 from datamodules.sources.files import FileSource, SampleError
@@ -34,34 +37,35 @@ class Plain(Source):
         return iter(Shapes(count=self.count))
 
 
-class Parts(FileSource):
-    """Numbers in files: a text cannot be read, a negative one is not wanted; a file may be told wrong about its size."""
+class Files(FileSource):
+    """Numbers in files: a text cannot be read, a negative one is not wanted."""
 
     provides = frozenset({"image"})
     image_format = "png"
+    name = "files"
+    arguments = {}
 
-    def __init__(self, files, *, sizes=None):
+    def __init__(self, content):
         super().__init__()
-        self.files, self.sizes = files, sizes or [len(file) for file in files]
-        self.opened = []
+        self.content = content
+        self.opened, self.expected = [], []
 
     def __len__(self):
-        return sum(self.sizes)
+        return sum(map(len, self.content))
 
-    def parts(self):
-        return self.sizes
+    def files(self):
+        return len(self.content)
 
-    def entries(self):
-        for part in range(len(self.files)):
-            yield from self.entries_of(part)
+    def expect(self, files):
+        self.expected += files
 
-    def entries_of(self, part):
-        self.opened.append(part)
-        if not self.files[part]:
-            self.left_out.skip(f"file {part}: empty")
-        yield from self.files[part]
-        if "cut" in self.files[part]:
-            self.left_out.skip(f"file {part}: cut off")
+    def entries_of(self, file, start=0):
+        self.opened.append((file, start))
+        if not self.content[file]:
+            self.left_out.skip(f"file {file}: empty")
+        yield from self.content[file][start:]
+        if "cut" in self.content[file]:
+            self.left_out.skip(f"file {file}: cut off")
 
     def read(self, entry):
         if isinstance(entry, str):
@@ -75,50 +79,81 @@ class Parts(FileSource):
         return [f"{total.counts['negative']} negative"]
 
 
+class OneList(Files):
+    """The same numbers as one list, of which no more is known than how many it announces."""
+
+    def __init__(self, content, *, announced):
+        super().__init__(content)
+        self.announced = announced
+
+    def __len__(self):
+        return self.announced
+
+    def files(self):
+        return None
+
+    def entries(self):
+        for file in range(len(self.content)):
+            yield from self.entries_of(file)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def of_spans(source, edges):
-    """Scenes and account of spans between edges."""
-    scenes, total = [], LeftOut()
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        scenes += [scene for scene, _ in source.span(start, stop)]
-        if source.left_out is not None:
-            total.add(source.left_out)
-    return scenes, total
 
 
 FILES = [[1, 2, "x", -3], [], [4, "cut"], [5, 6, 7, 8, -9, 10, 11]]
 
 
+def spans_of(source, size):
+    """Yields spans of a size, of every file where a source has files."""
+    if source.files() is None:
+        ends = source.positions()
+        yield from (source.span(start, min(start + size, ends)) for start in range(0, ends, size))
+        return
+    source.expect(range(source.files()))
+    for file in range(source.files()):
+        for start in itertools.count(0, size):
+            yield source.span_of(file, start, start + size)
+            if source.is_at_end:
+                break
+
+
+def in_spans(source, size):
+    """Scenes and account of spans of a size."""
+    scenes, total = [], LeftOut()
+    for span in spans_of(source, size):
+        scenes += [scene for scene, _ in span]
+        total.add(source.left_out or LeftOut())
+    return scenes, total
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-@pytest.mark.parametrize("sizes", [None, [3, 0, 2, 7], [4, 0, 5, 6]], ids=["true", "too few", "too many"])
-def test_spans_tile_a_source_of_files_whatever_their_size(size, sizes):
-    source = Parts(FILES, sizes=sizes)
+@pytest.mark.parametrize("announced", [None, 11, 13, 15], ids=["files", "too few", "true", "too many"])
+def test_spans_tile_a_source_whatever_their_size(size, announced):
+    source = Files(FILES) if announced is None else OneList(FILES, announced=announced)
     whole = [scene for scene, _ in source]
     account = source.left_out
     assert [scene.id for scene in whole] == ["1", "2", "4", "5", "6", "7", "8", "10", "11"]
     assert (account.bad, account.notes) == (4, ["2 negative"])
-    ends = source.positions()
-    scenes, total = of_spans(source, [*range(0, ends, size), ends])
+    scenes, total = in_spans(source, size)
     assert scenes == whole
     assert (total.counts, total.bad, sorted(total.skipped)) == (account.counts, account.bad, sorted(account.skipped))
     assert source.report(total) == account.notes
 
 
-def test_a_file_is_opened_once_where_spans_come_one_after_the_other_and_only_where_it_is_needed():
-    source = Parts(FILES)
-    of_spans(source, [0, 1, 2, 3, 4])
-    assert source.opened == [0]
+def test_a_file_is_opened_once_where_spans_come_one_after_the_other():
+    source = Files(FILES)
+    in_spans(source, 2)
+    assert source.opened == [(0, 0), (1, 0), (2, 0), (3, 0)]
     source.opened.clear()
-    assert [scene.id for scene, _ in source.span(9, 11)] == ["7", "8"]
-    assert source.opened == [3]
+    assert [scene.id for scene, _ in source.span_of(3, 2, 4)] == ["7", "8"]
+    assert [scene.id for scene, _ in source.span_of(3, 5, 100)] == ["10", "11"]
+    assert source.opened == [(3, 2), (3, 5)]
 
 
 def test_a_source_without_spans_of_its_own_has_them():
     source = Plain(7)
-    scenes, _ = of_spans(source, [0, 3, 5, 7])
+    scenes, _ = in_spans(source, 3)
     assert scenes == [scene for scene, _ in source]
     assert [scene for scene, _ in source.span(5, 7)] == [scene for scene, _ in Shapes(count=7).span(5, 7)]
 
@@ -137,37 +172,115 @@ def test_it_is_what_the_writer_of_whole_folders_makes(source, tmp_path):
     assert index == json.loads(whole["index.json"])
 
 
-def test_broken_off_and_over_ranks_the_folder_is_the_same(tmp_path):
-    source = Parts(FILES)
-    report = convert_source(source, tmp_path / "one", shard_size=3, max_bad_fraction=0.5)
-    assert len(report.done) == 5
+def made(out, content=FILES, kind=Files, **settings):
+    """What a conversion says, and its source."""
+    source = kind(content)
+    return convert_source(source, out, shard_size=3, max_bad_fraction=0.5, **settings), source
+
+
+def test_shards_end_where_input_files_do_and_each_file_has_one_reader(tmp_path):
+    report, source = made(tmp_path / "one")
+    assert (report.kind, len(report.done)) == ("files", 4)
+    assert source.opened == [(file, 0) for file in range(4)]
     stored = ShardSet(tmp_path / "one")
     assert [stored.scene(n).id for n in range(9)] == ["1", "2", "4", "5", "6", "7", "8", "10", "11"]
-    assert stored.sizes == (2, 1, 2, 2, 2)
+    assert [(entry.name, entry.count) for entry in stored.entries] == [
+        ("000000.tar", 2),
+        ("000002.tar", 1),
+        ("000003.tar", 3),
+        ("000003-1.tar", 2),
+        ("000003-2.tar", 1),
+    ]
     assert stored.index["notes"] == ["2 negative"]
     assert stored.index["skipped"]["samples"] == 4
     assert check_shards(tmp_path / "one").ok
+    with tarfile.open(tmp_path / "one" / "000003-1.tar") as tar:
+        assert [name.partition(".")[0] for name in tar.getnames()[::2]] == ["000003-000000003", "000003-000000004"]
+    for count in (2, 3, 9):  # neighbours together, and more processes than files
+        read = []
+        for rank in reversed(range(count)):
+            report, source = made(tmp_path / str(count), ranks=Ranks(rank=rank, count=count))
+            assert source.expected == [file for file, _ in source.opened]
+            read.append(source.expected)
+        assert [file for files in reversed(read) for file in files] == [0, 1, 2, 3]
+        assert contents(tmp_path / str(count)) == contents(tmp_path / "one")
 
-    class Broken(Parts):
+
+def test_broken_off_within_a_file_it_goes_on_behind_the_last_whole_shard(tmp_path):
+    made(tmp_path / "one")
+
+    class Broken(Files):
+        def read(self, entry):
+            if entry == 11:
+                raise KeyboardInterrupt
+            return super().read(entry)
+
+    def break_off(name):
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / name, kind=Broken)
+        assert json.loads((tmp_path / name / "000003.json").read_text())["next"] == 6
+        return tmp_path / name
+
+    told = []
+    report, source = made(break_off("two"), progress=lambda *numbers: told.append(numbers))
+    assert (report.whole, report.done) == (["000000", "000001", "000002"], ["000003"])
+    assert source.opened == [(3, 6)]
+    assert told == [(1, 0)]  # of files nobody has counted there is no total
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    (break_off("three") / "000003-1.tar").write_bytes(b"")
+    _, source = made(tmp_path / "three")
+    assert source.opened == [(3, 0)]
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("noted", [1, 4, 1000])
+def test_the_index_of_files_notes_the_lowest_hashes_of_all(tmp_path, monkeypatch, noted):
+    monkeypatch.setattr(held_out, "NOTED", noted)
+    files = [[*range(start, start + size)] for start, size in ((0, 1), (10, 30), (50, 9))]
+    for rank in range(2):
+        made(tmp_path / "out", content=files, ranks=Ranks(rank=rank, count=2))
+    stored = ShardSet(tmp_path / "out")
+    lowest, every = stored.lowest(), stored.all_places().places
+    assert lowest.places == tuple(place for place in every if place.hash < lowest.below)
+    assert len(every) == 40
+    first_left_out = [
+        sorted(held_out.hash_of(str(number)) for number in file)[noted] for file in files if len(file) > noted
+    ]
+    assert lowest.below == min([held_out.EVERY * min(noted, 40) // 40, *first_left_out])
+    made(tmp_path / "alone", content=files)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "out")
+
+
+def test_a_source_without_files_is_split_by_places(tmp_path):
+    class Listed(OneList):
+        def __init__(self, content):
+            super().__init__(content, announced=13)
+
+    class Broken(Listed):
         def read(self, entry):
             if entry == 8:
                 raise KeyboardInterrupt
             return super().read(entry)
 
-    Broken.name = Parts.name = "parts"
+    report, _ = made(tmp_path / "one", kind=Listed)
+    assert (report.kind, len(report.done)) == ("shards", 5)
+    assert ShardSet(tmp_path / "one").sizes == (2, 1, 3, 2, 1)
     for rank in range(2):
-        convert_source(
-            Parts(FILES), tmp_path / "two", shard_size=3, max_bad_fraction=0.5, ranks=Ranks(rank=rank, count=2)
-        )
+        made(tmp_path / "two", kind=Listed, ranks=Ranks(rank=rank, count=2))
     with pytest.raises(KeyboardInterrupt):
-        convert_source(Broken(FILES), tmp_path / "three", shard_size=3, max_bad_fraction=0.5)
-    again = convert_source(Parts(FILES), tmp_path / "three", shard_size=3, max_bad_fraction=0.5)
+        made(tmp_path / "three", kind=Broken)
+    again, _ = made(tmp_path / "three", kind=Listed)
     assert (len(again.whole), len(again.done)) == (3, 2)
-    named = contents(tmp_path / "three")
-    assert contents(tmp_path / "two") == named
-    assert {n: d for n, d in contents(tmp_path / "one").items() if n.endswith(".tar")} == {
-        n: d for n, d in named.items() if n.endswith(".tar")
-    }
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
+
+
+def test_files_of_which_too_many_are_bad_end_the_work_before_the_last(tmp_path):
+    source = Files([[1], ["x"], [2], [3]])
+    with pytest.raises(TooManyBad, match="max_bad_fraction=0.1"):
+        convert_source(source, tmp_path / "out", shard_size=1, max_bad_fraction=0.1)
+    assert source.opened == [(0, 0), (1, 0)]
+    report = convert_source(source, tmp_path / "out", shard_size=1, max_bad_fraction=0.25)
+    assert (report.whole, report.done) == (["000000"], ["000001", "000002", "000003"])
 
 
 def test_another_source_or_another_size_is_refused(tmp_path):
@@ -215,15 +328,16 @@ def test_published_samples_have_the_same_scenes_in_spans(arguments, samples):
     source = instantiate(compose("prepare", [*settings, "out=out"]).source, _convert_="all")
     whole = [(scene, np.asarray(getattr(content, "data", content)).tobytes()) for scene, content in source]
     account = source.left_out
-    ends = source.positions()
     found, total = [], LeftOut()
-    for start in range(0, ends, 3):
-        found += [
-            (scene, np.asarray(getattr(content, "data", content)).tobytes())
-            for scene, content in source.span(start, min(start + 3, ends))
-        ]
+    for span in spans_of(source, 3):
+        found += [(scene, np.asarray(getattr(content, "data", content)).tobytes()) for scene, content in span]
         total.add(source.left_out)
     assert found == whole
+    if source.files() is not None:  # gone on with in the middle of a file
+        again = instantiate(compose("prepare", [*settings, "out=out"]).source, _convert_="all")
+        first = [scene for scene, _ in source.span_of(0, 0, 5)]
+        assert [scene for scene, _ in again.span_of(0, 2, 5)] == first[-len(first) + 2 :]
+        assert len(first) > 2
     assert total.counts == account.counts
     assert [*total.notes, *source.report(total)] == account.notes
 
@@ -240,5 +354,5 @@ def test_a_tar_that_ends_too_early_is_told_once(tmp_path, samples):
     list(source)
     lines = source.left_out.skipped
     assert any("fetch it again" in line for line in lines)
-    _, total = of_spans(source, [*range(source.positions()), source.positions()])
+    _, total = in_spans(source, 1)
     assert sorted(total.skipped) == sorted(lines)

@@ -106,3 +106,28 @@ def test_the_plan_of_what_is_here_compares_data_and_method(short, fit, tmp_path,
     assert "scenes in" in said
     assert "MB/s" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ((), r"validates  on 8 scenes in .*validation"),
+        (
+            ("data.validation_shards=null", "data.make_validation=null"),
+            r"validates  on 6 scenes held out of training: 6 of the 64 in .*train",
+        ),
+        (
+            ("data.validation_shards=null", "data.make_validation=null", "data.validation_samples=0"),
+            r"validates  on nothing",
+        ),
+        (("data.shards=/nowhere", "data.make=null"), r"validates  on all scenes in .*validation"),
+        (
+            ("data.shards=/nowhere", "data.make=null", "data.validation_shards=null", "data.validation_samples=7"),
+            r"validates  on 7 scenes held out of training, at most a tenth",
+        ),
+    ],
+)
+def test_it_says_what_is_validated_on(short, fit, tmp_path, capsys, settings, told):
+    set_null = [name for name in ("data.make", "data.make_validation") if f"{name}=null" in settings]
+    fit(short(tmp_path / "run", "plan=true", *settings, without=set_null))
+    assert len(re.findall(told, capsys.readouterr().out)) == 1

@@ -75,3 +75,6 @@ def test_the_shares_tile_the_items(items, count):
     shares = [Ranks(rank=rank, count=count).share(range(items)) for rank in range(count)]
     assert sorted(item for share in shares for item in share) == list(range(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    blocks = [Ranks(rank=rank, count=count).block(range(items)) for rank in range(count)]
+    assert [item for block in blocks for item in block] == list(range(items))
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

@@ -7,6 +7,7 @@ import torch
 
 from datamodules.shards import write_shards
 from datamodules.sources.shapes import Shapes
+from loggers.metrics_csv import read_metrics
 from runtime.build import build_data
 from runtime.composition import compose
 from runtime.run_directory import RunDirectory
@@ -113,3 +114,33 @@ def test_the_second_stage_goes_on_from_the_first(recipe, fit, tmp_path, capsys):
     weights = [key for key in first if key.startswith("adapters.")]
     assert all(torch.equal(first[key], second[key]) for key in weights)
     assert "starts from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gligen_coco_sd14", "rich_context_sd15", "sdxl_sg_laion_sg"])
+def test_a_recipe_holds_scenes_out_and_has_its_images_scores_and_loggers(name, recipe, fit, tmp_path, caplog):
+    """As its header gives it, without validation shards and without the detector that scores layouts."""
+    whole = compose("train", [f"experiment={name}", "data.shards=DIR"])
+    boxes = "layout_score" in whole.callback
+    assert boxes == (name != "sdxl_sg_laion_sg")
+    names = [{"layout_score": "layout_score_detector"}.get(one, one) for one in whole.callback]
+    few = ["callback.pictures.scenes=1", *(["callback.layout_score.scenes=1"] * boxes)]
+    cfg = recipe(
+        name,
+        tmp_path / "run",
+        f"callback=[{','.join(names)}]",
+        "logger=[csv,tensorboard]",
+        "data.validation_shards=null",
+        "trainer.log_every=1",
+        "sampler.steps=1",
+        f"paths.data={tmp_path}",
+        *few,
+    )
+    module = fit(cfg)
+    assert len(module.trainer.datamodule.validation_set) == 1
+    assert len(list((tmp_path / "run" / "pictures").iterdir())) == 2
+    logged = {name for _, name, _ in read_metrics(tmp_path / "run" / "metrics.csv")}
+    assert {"train/loss", "validation/loss", "gradient_norm", "speed/samples_per_second"} <= logged
+    assert not [name for name in logged if name.startswith("passed_over/")]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("callbacks")]
+    assert len(told) == boxes
+    assert all("callback.layout_score.metric.detector.file=" in line for line in told)
