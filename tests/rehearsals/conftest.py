@@ -94,7 +94,11 @@ def _training(user, name, recipe, run):
         given["start_from"] = f"runs/{given['start_from']}"
     backbone = () if recipe.backbone is None else (f"backbone={recipe.backbone}",)
     named = [f"{key}={value}" for key, value in given.items()]
-    missing = [word for word in arguments if word.split("=")[1] in ("DIR", "FILE") and word.split("=")[0] not in (*given, "run")]
+    missing = [
+        word
+        for word in arguments
+        if word.split("=")[1] in ("DIR", "FILE") and word.split("=")[0] not in (*given, "run")
+    ]
     assert not missing, f"{name}: what its command leaves open is not in the rehearsal: {missing}"
     return changed(arguments, f"run={run}", *named, *backbone, *SMALL["train.py"], *of_callbacks(name), *recipe.sizes)
 

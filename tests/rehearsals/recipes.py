@@ -72,7 +72,9 @@ SHAPES = {
         for name in ("shapes_regions", "shapes_boxes", "shapes_scene_graph", "shapes_boxes_and_graph", "study")
     },
     **{
-        name: Recipe(backbone=None, protocols=("shapes",), sizes=DRAWN, given=(("backbone.weights", SHIPPED),), exports=())
+        name: Recipe(
+            backbone=None, protocols=("shapes",), sizes=DRAWN, given=(("backbone.weights", SHIPPED),), exports=()
+        )
         for name in ("shapes_base_high_noise", "shapes_base_all_noise", "shapes_base_places")
     },
     "shapes_base": Recipe(backbone=None, protocols=("shapes",), sizes=DRAWN, exports=()),

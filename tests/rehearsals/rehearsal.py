@@ -40,6 +40,8 @@ SMALL = {
     "prepare.py": (),
     "convert.py": (),
 }
+SHARED = os.environ.get("SCENOGRAPH_SHARED")
+DETECTOR = f"{SHARED}/models/yolox_nano.onnx" if SHARED else REPO / "tests" / "samples" / "detector" / "colours.onnx"
 SPLITS = {"coco": ("train2017", "val2017", "val2014"), "laion_sg": ("train", "test")}
 
 
@@ -140,7 +142,9 @@ def _write_overlaps(folder: Path, images: Path) -> None:
         (folder / image.name).symlink_to(image)
         boxes = {"red circle": [0.1, 0.1, 0.6, 0.7], "blue square": [0.4, 0.3, 0.9, 0.8]}
         objects = [{"phrase": phrase, "box": box} for phrase, box in boxes.items()]
-        scenes.append({"id": f"scene{number}", "file": image.name, "caption": "a circle and a square", "objects": objects})
+        scenes.append(
+            {"id": f"scene{number}", "file": image.name, "caption": "a circle and a square", "objects": objects}
+        )
     (folder / "scenes.jsonl").write_text("".join(f"{json.dumps(scene)}\n" for scene in scenes))
 
 
@@ -157,12 +161,17 @@ def tiny(word: str) -> str:
 
 
 def of_callbacks(experiment: str) -> tuple[str, ...]:
-    """Sizes of what the callbacks of an experiment draw."""
+    """Sizes of what the callbacks of an experiment draw, and where the file of their detector lies."""
     callbacks = compose("train", [f"experiment={experiment}"]).callback
-    return tuple(f"callback.{name}.scenes=2" for name in ("pictures", "layout_score") if name in callbacks)
+    sizes = [f"callback.{name}.scenes=2" for name in ("pictures", "layout_score") if name in callbacks]
+    if "layout_score" in callbacks and "detector" in callbacks.layout_score.metric:
+        sizes.append(f"callback.layout_score.metric.detector.file={DETECTOR}")
+    return tuple(sizes)
 
 
 def metrics_of(protocol: str) -> list[str]:
     """The metrics that a protocol's file names."""
-    [line] = re.findall(r"override /metric@_global_.metric: \[(.*)\]", (CONF / "protocol" / f"{protocol}.yaml").read_text())
+    [line] = re.findall(
+        r"override /metric@_global_.metric: \[(.*)\]", (CONF / "protocol" / f"{protocol}.yaml").read_text()
+    )
     return [name.strip() for name in line.split(",")]
