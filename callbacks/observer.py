@@ -21,7 +21,16 @@ import torch.distributed
 
 log = logging.getLogger(__name__)
 
-LOGGING = ("log_metrics", "log_hyperparams", "log_graph", "log_image", "save", "finalize", "after_save_checkpoint")
+LOGGING = (
+    "rewind",
+    "log_metrics",
+    "log_hyperparams",
+    "log_graph",
+    "log_image",
+    "save",
+    "finalize",
+    "after_save_checkpoint",
+)
 HOOKS = tuple(name for name in dir(pl.Callback) if name.startswith("on_") or name in ("setup", "teardown"))
 REST = (
     10  # times as long as a logger took to fail it is left alone: one that times out costs a tenth of the time at most

@@ -390,7 +390,7 @@ def test_a_run_stopped_at_any_step_goes_on_as_an_unbroken_one(folders, tmp_path,
 
 
 def test_the_plan_says_what_comes_from_where(mixture, fit, folders, tmp_path, capsys):
-    fit(mixture(tmp_path / "run", "plan=true", "trainer.max_steps=30"))
+    fit(mixture(tmp_path / "run", "plan=true", "trainer.max_steps=30", "data.validation_samples=0"))
     lines = capsys.readouterr().out.splitlines()
     assert f"data       32 scenes in {folders[0]}, {folders[1]}" in lines
     assert f"           33.3% from {folders[0]}: 80 samples of 12 scenes, 6.7 passes" in lines

@@ -15,7 +15,7 @@ from runtime.preparation import prepare
 
 GIVEN = ["shards=DIR", "out=DIR", "task=label"]
 NEEDED = {"vocabulary": ["tagger.words=[dog]"], "zero_shot": ["tagger.words=[dog]"]}
-NEEDED["yolox"] = NEEDED["yolov8"] = ["detector.file=FILE"]
+NEEDED["yolox"] = NEEDED["yolox_s"] = NEEDED["yolov8"] = ["detector.file=FILE"]
 PRESETS = sorted(path.stem for path in (CONF / "experiment" / "label").glob("*.yaml"))
 
 
