@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-cluster test-kill check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study bench-shards clean
+.PHONY: setup demo test test-cluster test-kill test-recipes check bench bench-loop bench-boxes bench-regions bench-graphs bench-prepare site study bench-shards clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test        set up and run the tests"
 	@echo "make test-cluster  SLURM on this machine: two nodes train, are signalled, requeued, and end as if unbroken (root, Debian)"
 	@echo "make test-kill   20 kills at random moments: every resume from the newest checkpoint, the end as if unbroken"
+	@echo "make test-recipes  every recipe by the commands of its header, at tiny size: trained, resumed, evaluated, exported"
 	@echo "make check       format, lint, docstrings, types"
 	@echo "make site        the documentation with the API, in site/"
 	@echo "make study       the methods and their combinations on one budget (docs/study.md): 80 minutes on two cores"
@@ -36,6 +37,9 @@ test: setup
 
 test-cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_slurm.py
+
+test-recipes: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/rehearsals/check_*.py
 
 test-kill: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_kills.py
