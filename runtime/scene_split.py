@@ -21,8 +21,8 @@ from runtime.ranks import Ranks
 from scenes import Scene
 from scenes.forms import read_scenes
 
+_OF_SOURCE = "equal_texts"  # of a transform: what belongs to the data of a protocol, not to that of the run
 # of a transform: what is training's, or the images' size
-_OF_SOURCE = "equal_texts"  # which belongs to the data of a protocol, not to that of the run
 _OF_SAMPLES = ("flip", "seed", "caption", "crop", "crop_scale", "crop_ratio", "resolution")
 _SCENE_FILES = (".json", ".txt")
 _WAIT = 1800.0  # seconds for another rank to make shards

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -357,17 +356,6 @@ def _opening(setting: str, path: str | Path, part: str | None) -> Iterator[None]
         raise ValueError(f"{what} {fault} {part or 'autoencoder'} ({reason}); {way}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps diffusers from listing every weight that found no place: `_load` counts them."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-
-
 def _shape(model_class: Any, path: str | Path, part: str, *, revision: str | None, **changes: Any) -> Any:
     """One part without its weights, on the meta device; `changes` are to its config."""
     with _opening("path", path, part):
@@ -386,7 +374,7 @@ def _load(
     **settings: Any,
 ) -> Any:
     """One part with every weight in its place; keys in the file with a name in `allowed` may be left over."""
-    with _opening(setting, path, part), _quiet():
+    with _opening(setting, path, part), quiet_libraries():
         model, info = model_class.from_pretrained(str(path), subfolder=part or "", output_loading_info=True, **settings)
     left = [key for key in info["unexpected_keys"] if set(key.split(".")) & set(allowed)]
     spare = set(info["unexpected_keys"]) - set(left)

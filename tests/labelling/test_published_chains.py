@@ -6,6 +6,7 @@ of it is made, stored and exported as the published code's is. Nothing else than
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from models.text import word_tokenizer
 from runtime.composition import CONF, compose
 from runtime.preparation import prepare
 from scenes.masks import decode
-from tests.documents import words_of
+from tests.documents import header
 
 WORDS = "a an the red green blue circle square dog hot cat striped plain on sits".split()
+SAMPLES = Path(__file__).parents[1] / "samples"
 SIDE = 320
 SIZES = [(320, 320), (240, 320), (320, 200)]  # (height, width)
 
@@ -34,13 +36,12 @@ def run(*arguments):
 
 def labelled(preset, shards, out, models):
     """The shards that the command in the header of a preset makes."""
-    header = (CONF / "experiment" / "label" / f"{preset}.yaml").read_text(encoding="utf-8")
-    (command,) = [line for line in header.splitlines() if line.startswith("#   command")]
-    program, script, *arguments = words_of(command.removeprefix("#   command"))
-    assert (program, script) == ("python", "prepare.py")
-    given = {"shards=DIR": f"shards={shards}", "out=DIR": f"out={out}", "tagger.model=ram_swin_large_14m.pth": None}
+    [[_, script, *arguments]] = header(CONF / "experiment" / "label" / f"{preset}.yaml")["command"]
+    assert script == "prepare.py"
+    given = {"shards=DIR": f"shards={shards}", "out=DIR": f"out={out}"}
     assert set(given) <= set(arguments)
-    run(*[given.get(word, word) for word in arguments if given.get(word, word)], *models)
+    theirs = {model.partition("=")[0] for model in models}
+    run(*[given.get(word, word) for word in arguments if word.partition("=")[0] not in theirs], *models)
     assert check_shards(out).ok
     made = ShardSet(out)
     return made, [made[number].scene for number in range(len(made))]
@@ -113,6 +114,13 @@ def clip_text(tmp_path):
     return tmp_path / "clip"
 
 
+PRESETS = ("rich_context", "gligen_coco", "igligen")
+
+
+def test_every_published_labelling_is_here():
+    assert {path.stem for path in (CONF / "experiment" / "label").glob("*.yaml")} == set(PRESETS)
+
+
 def tags_of(ram):
     return set(Path(ram).with_name("ram_tag_list.txt").read_text(encoding="utf-8").splitlines())
 
@@ -182,3 +190,16 @@ def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, grounding_dino, 
     read = {scene.id: scene for scene, _ in GligenCoco(root=str(tmp_path / "published"))}
     for scene in scenes:
         assert [item.phrase for item in read[scene.id].objects] == [item.phrase for item in scene.objects]
+
+
+def test_igligen_from_sa1b_to_boxes_of_the_caption(tmp_path, grounding_dino):
+    run("source=sa1b", f"source.root={SAMPLES / 'sa1b'}", f"out={tmp_path / 'plain'}")
+    made, scenes = labelled("igligen", tmp_path / "plain", tmp_path / "labelled", [f"detector.model={grounding_dino}"])
+    assert made.provides >= {"image", "caption", "boxes", "phrases", "scores"}
+    assert any(scene.objects for scene in scenes)
+    for scene in scenes:
+        assert scene.frame.target == (512, 512)
+        words = set(re.findall(r"\w+", scene.caption.lower()))
+        for item in scene.objects:
+            assert set(item.phrase.split()) <= words
+            assert item.score > 0.2

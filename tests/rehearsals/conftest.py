@@ -13,11 +13,12 @@ from loggers.metrics_csv import read_metrics
 from runtime.composition import CONF
 from runtime.run_directory import RunDirectory
 from tests.chat_server import chat_server, says
+from tests.documents import header
 from tests.labelling.conftest import clip, grounding_dino, owlv2, segmenter_of  # noqa: F401 - fixtures
 from tests.labelling.test_detectors import rtdetr_folder  # noqa: F401
 from tests.metrics.conftest import state_dict, torchscript  # noqa: F401
 from tests.metrics.test_diversity import weights as alexnet  # noqa: F401
-from tests.rehearsals.rehearsal import EVERY, SMALL, STEPS, User, changed, header, metrics_of, of_callbacks
+from tests.rehearsals.rehearsal import EVERY, SMALL, STEPS, User, changed, metrics_of, of_callbacks
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

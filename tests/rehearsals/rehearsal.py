@@ -64,15 +64,6 @@ class Recipe:
     exports: tuple[str, ...] = ("adapter",)
 
 
-def header(path: Path) -> dict[str, list[list[str]]]:
-    """The commands in a YAML file's header, as words, by what they are for: `prepare`, `command`."""
-    found: dict[str, list[list[str]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"#   (prepare|command) +(python .*)", line):
-            found.setdefault(match[1], []).append(words_of(match[2].partition("   ")[0]))
-    return found
-
-
 def prepared_by() -> dict[str, list[str]]:
     """Folder -> the command of `docs/data.md` that makes it, as words."""
     text = (REPO / "docs" / "data.md").read_text(encoding="utf-8")
