@@ -65,11 +65,11 @@ class Recipe:
 
 
 def prepared_by() -> dict[str, list[str]]:
-    """Folder -> the command of `docs/data.md` that makes it, as words."""
+    """Folder -> the first command of `docs/data.md` that makes it, as words."""
     text = (REPO / "docs" / "data.md").read_text(encoding="utf-8")
     commands = [words_of(line) for block in blocks(text, "bash") for line in lines_of(block)]
     made = [(word.removeprefix("out="), words) for words in commands for word in words if word.startswith("out=")]
-    return {folder: words for folder, words in made if words[1] == "prepare.py"}
+    return {folder: words for folder, words in reversed(made) if words[1] == "prepare.py"}
 
 
 class User:
