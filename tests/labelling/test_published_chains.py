@@ -7,6 +7,7 @@ of it is made, stored and exported as the published code's is. Nothing else than
 import io
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,8 @@ def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, grounding_dino, 
 
 
 def words_in(text):
-    return set(re.findall(r"\w+", text.lower()))
+    plain = unicodedata.normalize("NFD", text.lower()).encode("ascii", "ignore").decode()  # as BERT's tokenizer
+    return set(re.findall(r"\w+", plain))
 
 
 def test_igligen_from_sa1b_to_boxes_of_the_caption(tmp_path, grounding_dino):
