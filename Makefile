@@ -47,7 +47,7 @@ test-kill: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks evaluation runtime preparation labelling front
+	$(BIN)/pydoclint --quiet scenes models datamodules metrics lightning_modules callbacks sampling evaluation runtime preparation labelling web files
 	$(BIN)/pyright
 
 bench: bench-loop bench-boxes bench-regions bench-graphs bench-prepare bench-shards

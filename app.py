@@ -7,7 +7,7 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
-    from front.serving import serve
+    from web.serving import serve
 
     serve(cfg)
 

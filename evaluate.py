@@ -7,13 +7,13 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Scores the run, or the pictures, that the configuration names."""
-    from runtime.evaluation_settings import evaluated_config, sweep_job
+    from evaluation.settings import evaluated_config, sweep_job
 
     run_cfg, job = evaluated_config(cfg), sweep_job(cfg)
 
-    from evaluation.wording import verdict
-    from runtime.evaluation import evaluate
-    from runtime.sweep import keep_job
+    from evaluation.evaluate import evaluate
+    from evaluation.report.wording import verdict
+    from evaluation.sweep_table import keep_job
 
     result = evaluate(cfg, run_cfg, job=job)
     if "pending" in result:

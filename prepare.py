@@ -7,7 +7,7 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Runs the task that the configuration names."""
-    from runtime.preparation import prepare
+    from preparation.prepare import prepare
 
     prepare(cfg)
 

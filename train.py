@@ -7,7 +7,7 @@ from runtime.command import command
 
 def main(cfg: DictConfig) -> None:
     """Trains the run that the configuration describes, from where it stands, in as many processes as it asks for."""
-    from runtime.launch import relaunch
+    from runtime.launch.launch import relaunch
 
     relaunch(cfg)  # before what takes long to import: each of the processes imports it for itself
 

@@ -29,8 +29,8 @@ from models.backbones.base import Backbone
 from preparation.conversion import convert_source
 from preparation.latents import Latents
 from preparation.runner import run_stage
+from preparation.stages import open_part
 from runtime.composition import compose
-from runtime.stages import open_part
 
 SIZE = (480, 640)  # (height, width) px of the pictures, COCO's commonest; with this grain a file has 150 KB, as there
 GRAIN = 4

@@ -22,7 +22,7 @@ from datamodules.sources.base import Source
 from datamodules.sources.igligen import Igligen
 from datamodules.sources.sa1b import Sa1b
 from preparation.conversion import convert_source
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 
 SHAPE = (4, 64, 64)  # of a latent at 512 px
 SIDE = 256  # px of the pictures

@@ -2,7 +2,7 @@
 
 Hydra merges every YAML file and every override into these records, so that an unknown key or a value of the
 wrong type is refused at composition. Groups that stand for a class (backbone, conditioning, objective,
-callback, …) are `Any` here: the YAML file that was chosen is their schema (`runtime.keys` compares). What a
+callback, …) are `Any` here: the YAML file that was chosen is their schema (`runtime.overrides` compares). What a
 node can know about its own values is checked in its `__post_init__`; nothing here imports torch.
 
 The records are not frozen, because OmegaConf would then refuse every override of theirs.

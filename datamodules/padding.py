@@ -1,7 +1,7 @@
 """White beside or below a picture, so that it becomes square without losing a part of it; its scene moves along.
 
 As the published rich-context evaluation draws COCO. What of a square is not padding tells `content`; who cuts it off
-again is in `runtime/framing.py`.
+again is in `sampling/framing.py`.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Evaluation beyond the models: which pictures are made already, and how scores are written down and shown.
+"""What `evaluate.py` does, a file a stage: plan, generate, measure, aggregate, report.
 
-Nothing here generates a picture or computes a score: models and metrics do, and `evaluate.py` joins them.
+Metrics themselves are in `metrics`, images come from `sampling`; nothing here trains.
 """

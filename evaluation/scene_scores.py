@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.atomic import write_atomically
+from files.atomic import write_atomically
 from metrics.base import Metric, Row, SceneMetric
 from scenes.scene import Scene
 

@@ -56,7 +56,7 @@ class OutError(ShardError):
 
 
 class Shares(Protocol):
-    """What splits work between processes, such as `runtime.ranks.Ranks`: the shares of all tile the items."""
+    """What splits work between processes, such as `runtime.launch.ranks.Ranks`: the shares of all tile the items."""
 
     def share(self, items: Sequence[int]) -> list[int]:
         """This process's part of the items."""

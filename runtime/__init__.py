@@ -1,5 +1,5 @@
-"""How a script runs: composing and checking its configuration, its command line, its run directory, building.
+"""How a script runs: composing and checking its configuration, its command line, its run directory, building, training.
 
-Nothing here imports torch at module import, so that `--help` and a misspelt key answer at once. What is
-trained, scored or drawn lives elsewhere.
+What is imported before a configuration is checked imports no torch, so that `--help` and a misspelt key answer at once. What is
+sampled, evaluated or prepared lives in packages of those names, which import this one.
 """

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from runtime.ranks import ranks_of
+from runtime.launch.ranks import ranks_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -111,7 +111,7 @@ def _check_precision(backbone: Backbone, precision: str) -> None:
     Raises:
         ValueError: they differ.
     """
-    from runtime.device import MIXED
+    from runtime.launch.device import MIXED
 
     held, computed = str(backbone.unet.dtype).removeprefix("torch."), MIXED.get(precision)
     if held in ("bfloat16", "float16") and computed is not None and backbone.unet.dtype != computed:
@@ -275,7 +275,7 @@ def build_strategy(name: str, ranks: int, *, timeout: float = 30.0) -> Strategy 
 
         return DDPStrategy(**settings)
     if name == "fsdp":
-        from runtime.sharding import SharedOut  # where torch was built without it, other strategies still work
+        from runtime.launch.sharding import SharedOut  # where torch was built without it, other strategies still work
 
         return SharedOut(**settings)
     return name

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from conf.schema import TRAINING_ALONE, DataCommon, register
-from runtime.keys import ConfigError, check_keys, contains, reason, suggestion
+from runtime.overrides import ConfigError, check_keys, contains, reason, suggestion
 from runtime.texts import read_texts
 
 NOT_NEGATIVE = ("conditioning.", "callback.")

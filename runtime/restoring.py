@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from models.conditioning.adapter_file import SUFFIX, load_pickled, load_weights
 from runtime.build import build_module
 from runtime.composition import CONF
-from runtime.device import MIXED
+from runtime.launch.device import MIXED
 from runtime.run_directory import RunDirectory, RunError, lay_over
 from runtime.texts import read_texts
 

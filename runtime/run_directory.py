@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from conf.schema import as_run_keys, takes_anything
-from runtime.keys import required_kind, suggestion
+from runtime.overrides import required_kind, suggestion
 from scenes.json_form import parse_json
 
 # What may change between two attempts of one run: where it runs, how long, what is written down on the way.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runtime.keys import ConfigError
+from runtime.overrides import ConfigError
 
 
 def read_texts(cfg: DictConfig) -> None:

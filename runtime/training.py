@@ -22,12 +22,12 @@ from callbacks.signals import SIGNALS
 from callbacks.start import StartFrom
 from loggers import MetricsCsv, TensorBoard
 from runtime.build import build_data, build_module, build_trainer, check_fit
-from runtime.device import accumulation
-from runtime.ending import ended
-from runtime.launch import decided, first, join, place, refuse_unseen
-from runtime.ranks import Ranks
-from runtime.requeue import requeue
+from runtime.launch.device import accumulation
+from runtime.launch.launch import decided, first, join, place, refuse_unseen
+from runtime.launch.ranks import Ranks
+from runtime.launch.requeue import requeue
 from runtime.run_directory import Attempt, RunDirectory, RunError
+from runtime.summary import ended
 
 if TYPE_CHECKING:
     from datamodules.scene_datamodule import Part, SceneDataModule

@@ -9,7 +9,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-from evaluation.charts import ticks
+from evaluation.report.charts import ticks
 from loggers.metrics_csv import read_metrics
 
 WIDTH, HEIGHT = 720, 320

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluation.wording import title
+from evaluation.report.wording import title
 
 METHODS = ("regions", "boxes", "scene_graph")
 ARMS = [arm for number in (1, 2, 3) for arm in itertools.combinations(METHODS, number)]

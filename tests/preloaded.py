@@ -12,18 +12,18 @@ import callbacks.layout_score
 import callbacks.pictures
 import callbacks.progress
 import datamodules.scene_datamodule
-import evaluation.sweep
+import evaluation.evaluate
+import evaluation.report.sweep
 import lightning_modules.scene_diffusion
 import metrics.layout
 import metrics.shapes_scorer
 import models.backbones.tiny
 import preparation.conversion
+import preparation.prepare
 import runtime.conversion
-import runtime.evaluation
-import runtime.launch
-import runtime.preparation
-import runtime.split
+import runtime.launch.launch
 import runtime.training
+import sampling.split_sampling
 
 OURS = {path.stem for path in Path(__file__).parents[1].iterdir() if path.suffix in ("", ".py")} - {"tests"}
 for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:

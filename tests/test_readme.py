@@ -12,9 +12,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from preparation.prepare import TASKS
 from runtime.command import _open_as_run
 from runtime.composition import CONF, compose, compose_sweep
-from runtime.preparation import TASKS
 from runtime.run_directory import RunDirectory, load_run_config
 from tests.documents import blocks, lines_of, words_of
 
@@ -200,7 +200,7 @@ def example(request, tmp_path, monkeypatch):
 
 
 def test_a_worked_example_runs_as_it_stands(example, backbone_named):
-    from runtime.evaluation import evaluate
+    from evaluation.evaluate import evaluate
     from runtime.training import train
 
     document, folder = example

@@ -13,7 +13,7 @@ from datamodules.sources.base import LatentForm
 from datamodules.sources.igligen import Igligen
 from datamodules.transforms import SceneTransform
 from runtime.build import build_module
-from runtime.scene_split import split_of_shards
+from sampling.scene_split import split_of_shards
 from scenes import Frame
 
 CELLS = 8

@@ -10,8 +10,8 @@ from PIL import Image
 from datamodules.shards import ShardSet, write_shards
 from datamodules.sources.laion_sg import FILTERS, LIMIT, LaionSg
 from datamodules.transforms import SceneTransform
+from preparation.prepare import TASKS
 from runtime.composition import compose
-from runtime.preparation import TASKS
 from scenes import Frame
 from scenes.graph import isolated_objects, triples
 

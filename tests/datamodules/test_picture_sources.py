@@ -19,9 +19,9 @@ from datamodules.sources.gligen_coco import GligenCoco
 from datamodules.sources.sa1b import Sa1b, read_captions
 from datamodules.transforms import SceneTransform
 from preparation.conversion import convert_source
+from preparation.prepare import TASKS
 from runtime.composition import compose
-from runtime.preparation import TASKS
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 from scenes import Frame
 from scenes.masks import decode
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from datamodules.shards import ShardSet
+from preparation.prepare import TASKS
 from runtime.composition import compose
-from runtime.preparation import TASKS
 from scenes import masks as mask_math
 from scenes.forms import read_scene
 from scenes.graph import isolated_objects, triples

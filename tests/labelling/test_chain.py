@@ -10,8 +10,8 @@ import torch
 
 from datamodules.shards import ShardSet
 from preparation.checking import check_folder
+from preparation.prepare import prepare
 from runtime.composition import compose
-from runtime.preparation import prepare
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from datamodules.sources.shapes import Shapes
 from labelling.opening import Pretrained
 from labelling.parts import Part
 from preparation.label import Label
+from preparation.prepare import prepare
 from runtime.composition import CONF, compose
-from runtime.preparation import prepare
 
 GIVEN = ["shards=DIR", "out=DIR", "task=label"]
 NEEDED = {"vocabulary": ["tagger.words=[dog]"], "zero_shot": ["tagger.words=[dog]"]}

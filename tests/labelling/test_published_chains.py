@@ -20,8 +20,8 @@ from datamodules.shards import ShardSet, check_shards
 from datamodules.sources.gligen_coco import GligenCoco
 from datamodules.sources.rich_context import RichContext
 from models.text import word_tokenizer
+from preparation.prepare import prepare
 from runtime.composition import CONF, compose
-from runtime.preparation import prepare
 from scenes.masks import decode
 from tests.documents import header
 

@@ -13,7 +13,7 @@ from models.backbones.tiny import make_tiny
 from runtime.build import build_module
 from runtime.composition import compose
 from runtime.conversion import convert
-from runtime.device import placed
+from runtime.launch.device import placed
 from runtime.planning import planned
 from runtime.restoring import load_module
 from runtime.run_directory import load_run_config

@@ -5,9 +5,10 @@ import json
 import pytest
 from PIL import Image
 
+from evaluation.evaluate import evaluate
+from evaluation.plan import open_split
 from metrics.fid import Reference
 from runtime.composition import compose
-from runtime.evaluation import evaluate, open_split
 
 FEW = ("metric=[fid]", "metric.fid.subsets=2", "protocol.scenes=4", "protocol.make.source.count=4", "protocol.arms=[]")
 

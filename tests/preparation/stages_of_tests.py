@@ -10,7 +10,7 @@ from datamodules.sources.shapes import Shapes
 from preparation.conversion import convert_source
 from preparation.runner import run_stage
 from preparation.stage import Stage
-from runtime.ranks import ranks_of
+from runtime.launch.ranks import ranks_of
 
 
 class Shout(Stage):

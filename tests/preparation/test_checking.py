@@ -14,7 +14,7 @@ from datamodules.shards import write_shards
 from datamodules.sources.base import LatentForm, Source
 from datamodules.sources.shapes import Shapes
 from preparation.checking import check_folder
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 from scenes.scene import Frame, Scene
 
 

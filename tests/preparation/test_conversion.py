@@ -17,7 +17,7 @@ from datamodules.sources.files import FileSource, SampleError
 from datamodules.sources.shapes import Shapes
 from preparation.conversion import convert_source
 from runtime.composition import compose
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 from scenes.scene import Scene
 
 

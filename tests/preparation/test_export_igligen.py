@@ -15,10 +15,10 @@ from datamodules.sources.igligen import Igligen, read_detections
 from preparation.conversion import convert_source
 from preparation.export_igligen import export_igligen
 from preparation.latents import drawn
+from preparation.prepare import prepare
 from preparation.runner import run_stage
 from preparation.stage import Stage
 from runtime.composition import compose
-from runtime.preparation import prepare
 from scenes import Frame, Relation, Scene, SceneObject
 
 FORM = LatentForm(channels=4, height=4, width=6, scale=8, scaling_factor=0.13025)

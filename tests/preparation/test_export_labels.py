@@ -17,8 +17,8 @@ from datamodules.sources.img2dataset import content_window
 from datamodules.sources.rich_context import RichContext
 from models.text import word_tokenizer
 from preparation.export_labels import export_labels
+from preparation.prepare import prepare
 from runtime.composition import compose
-from runtime.preparation import prepare
 from scenes import Frame, Scene, SceneObject
 from scenes.masks import encode
 

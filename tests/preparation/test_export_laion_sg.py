@@ -12,8 +12,8 @@ from datamodules.shards import ShardError, write_shards
 from datamodules.sources.base import Source
 from datamodules.sources.laion_sg import LaionSg
 from preparation.export_laion_sg import export_laion_sg
+from preparation.prepare import prepare
 from runtime.composition import compose
-from runtime.preparation import prepare
 from scenes import Frame, Relation, Scene, SceneObject
 from scenes.graph import isolated_objects, triples
 

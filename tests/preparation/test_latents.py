@@ -25,8 +25,8 @@ from models.backbones.tiny import tiny_backbone
 from preparation.checking import check_folder
 from preparation.latents import Latents
 from preparation.runner import read_samples, run_stage
+from preparation.stages import latents, open_part
 from runtime.build import build_module
-from runtime.stages import latents, open_part
 from scenes.scene import Frame, Relation, Scene, SceneObject
 
 SIZES = ((64, 64), (80, 112), (120, 72), (64, 96), (100, 100))  # (height, width) px

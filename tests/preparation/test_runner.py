@@ -20,7 +20,7 @@ from datamodules.shards import ShardError, ShardSet, check_shards, write_shards
 from datamodules.sources.shapes import Shapes
 from preparation import runner, work
 from preparation.runner import run_stage
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stages_of_tests import Shout

@@ -18,7 +18,7 @@ from preparation.conversion import convert_source
 from preparation.filters import Filter
 from preparation.runner import run_stage
 from preparation.statistics import write_statistics
-from runtime.ranks import Ranks
+from runtime.launch.ranks import Ranks
 
 
 @pytest.fixture

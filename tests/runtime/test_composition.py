@@ -8,7 +8,7 @@ import pytest
 
 from conf.schema import Drops
 from runtime.composition import CONF, compose, compose_sweep
-from runtime.keys import ConfigError
+from runtime.overrides import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SINGLE = ("backbone", "data", "objective", "optimizer", "sampler", "trainer")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from evaluation.settings import evaluated_config
 from runtime.composition import compose
-from runtime.evaluation_settings import evaluated_config
 
 TEXT = "out of frame, lowres"
 

@@ -1,1 +1,0 @@
-"""A page to draw scenes in. `app.py` opens it; nothing of the project imports it."""
