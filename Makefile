@@ -33,13 +33,13 @@ demo: setup
 	@echo "Open runs/demo/evaluation/shapes/report.html and runs/demo/four_shapes.png"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/commands tests  # a file's tests share what they build; the longest files first
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/rehearsals tests/commands tests  # a file's tests share what they build; the longest files first
 
 test-cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_slurm.py
 
 test-recipes: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/rehearsals/check_*.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/rehearsals
 
 test-kill: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/cluster/check_kills.py

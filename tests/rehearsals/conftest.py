@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 
 from loggers.metrics_csv import read_metrics
 from runtime.composition import CONF
@@ -37,7 +38,16 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def networks(torchscript, state_dict, clip, segmenter_of, rtdetr_folder, grounding_dino, alexnet, judge):  # noqa: F811
+def rtdetr_coco(rtdetr_folder, tmp_path_factory):  # noqa: F811
+    """A detector of COCO's 80 classes."""
+    folder = tmp_path_factory.mktemp("rtdetr_coco")
+    RTDetrForObjectDetection(RTDetrConfig.from_pretrained(rtdetr_folder, num_labels=80)).save_pretrained(folder)
+    RTDetrImageProcessor.from_pretrained(rtdetr_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def networks(torchscript, state_dict, clip, segmenter_of, rtdetr_coco, grounding_dino, alexnet, judge):  # noqa: F811
     """Metric -> where the files of its models lie."""
     return {
         "fid": (f"metric.fid.weights={torchscript}",),
@@ -48,7 +58,7 @@ def networks(torchscript, state_dict, clip, segmenter_of, rtdetr_folder, groundi
         "crop_clip": (f"metric.crop_clip.model={clip}",),
         "crop_pick_score": (f"metric.crop_pick_score.model={clip}", "metric.crop_pick_score.processor=null"),
         "sam_iou": (f"metric.sam_iou.segmenter.model={segmenter_of('sam')}",),
-        "detection": (f"metric.detection.detector.model={rtdetr_folder}",),
+        "detection": (f"metric.detection.detector.model={rtdetr_coco}",),
         "overlaybench": (f"metric.overlaybench.detector.model={grounding_dino}",),
         "diversity": (f"metric.diversity.weights={alexnet}",),
         "sg_iou": (

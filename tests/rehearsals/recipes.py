@@ -1,4 +1,4 @@
-"""Every experiment that trains, with what its rehearsal needs beside its header; `check_coverage.py` misses none."""
+"""Every experiment that trains, with what its rehearsal needs beside its header; `test_coverage.py` misses none."""
 
 from tests.forked import REPO
 from tests.rehearsals.rehearsal import SIZE, Recipe
@@ -26,14 +26,14 @@ BOXES = {
     "igligen_sa1b_sdxl_512": Recipe(
         backbone="tiny_sdxl",
         protocols=("gligen_coco2017",),
-        sizes=("batch_size=2", "optimizer.warmup_steps=1"),
+        sizes=PHOTOGRAPHS,
         given=(("data.shards", "data/igligen/train"),),
         exports=("adapter", "diffusers"),
     ),
     "igligen_sa1b_sdxl_1024": Recipe(
         backbone="tiny_sdxl",
         protocols=("gligen_coco2017",),
-        sizes=("batch_size=2", "trainer.accumulate=2", "optimizer.warmup_steps=1"),
+        sizes=(*PHOTOGRAPHS, "trainer.accumulate=2"),
         given=(("data.shards", "data/igligen/train_1024"), ("start_from", "igligen_sa1b_sdxl_512")),
         exports=("adapter", "diffusers"),
     ),

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runtime.composition import CONF, compose
 from tests.documents import blocks, lines_of, words_of
 from tests.forked import REPO, Forked
@@ -36,7 +38,7 @@ SMALL = {
         "sampler.steps=2",
         "data.workers=1",
     ),
-    "evaluate.py": ("protocol.scenes=2", "protocol.batch_size=2", "sampler.steps=1"),
+    "evaluate.py": ("protocol.scenes=2", "protocol.seeds=[0,1]", "protocol.batch_size=2", "sampler.steps=1"),
     "prepare.py": (),
     "convert.py": (),
 }
@@ -87,9 +89,7 @@ class User:
         self._commands = prepared_by()
         for name in ("gligen_coco", "sa1b", "cc3m", "rc_coco"):
             (place / name).symlink_to(samples / name)
-        (place / "igligen").mkdir()
-        for name, sample in (("sdxl-512", "sdxl-512"), ("sdxl-1024", "sdxl-1024"), ("boxes", "boxes_without_size")):
-            (place / "igligen" / name).symlink_to(samples / "igligen" / sample)
+        _cut_latents(samples / "igligen", place / "igligen")
         (place / "coco" / "annotations").mkdir(parents=True)
         for split in SPLITS["coco"]:
             (place / "coco" / split).symlink_to(samples / "coco" / "train2017")
@@ -125,6 +125,18 @@ class User:
         return folder
 
 
+def _cut_latents(samples: Path, folder: Path) -> None:
+    """IGLIGEN's published folders with the corner of each latent, so that they are of images of `SIZE` px."""
+    for name in ("sdxl-512", "sdxl-1024"):
+        (folder / name / "latents").mkdir(parents=True)
+        (folder / name / "boxes").symlink_to(samples / name / "boxes")
+        for file in (samples / name / "latents").iterdir():
+            content = np.load(file, allow_pickle=True).item()
+            content["latents"] = content["latents"][..., : SIZE // 8, : SIZE // 8]
+            np.save(folder / name / "latents" / file.name, np.array(content, dtype=object), allow_pickle=True)
+    (folder / "boxes").symlink_to(samples / "boxes_without_size")
+
+
 def _write_overlaps(folder: Path, images: Path) -> None:
     """A folder of images with `scenes.jsonl`, whose boxes overlap."""
     folder.mkdir()
@@ -148,6 +160,8 @@ def changed(arguments: list[str], *settings: str) -> list[str]:
 
 def tiny(word: str) -> str:
     key, _, value = word.partition("=")
+    if key == "stage.resolution":
+        return f"{key}={SIZE}"
     return f"{key}={TINY[value]}" if key == "backbone" and value in TINY else word
 
 
