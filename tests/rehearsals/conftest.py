@@ -19,7 +19,7 @@ from tests.labelling.conftest import clip, grounding_dino, owlv2, segmenter_of  
 from tests.labelling.test_detectors import rtdetr_folder  # noqa: F401
 from tests.metrics.conftest import state_dict, torchscript  # noqa: F401
 from tests.metrics.test_diversity import weights as alexnet  # noqa: F401
-from tests.rehearsals.rehearsal import EVERY, SMALL, STEPS, User, changed, metrics_of, of_callbacks
+from tests.rehearsals.rehearsal import EVERY, SIZE, SMALL, STEPS, User, changed, metrics_of, of_callbacks
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -167,8 +167,10 @@ def _evaluate(user, run, protocol, networks):
         if not (user / out).exists():
             user.run(script, *changed(arguments))
     [[_, script, *arguments]] = commands["command"]
+    size = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())["size"]
+    sizes = [] if size is None else [f"protocol.size={SIZE}"]
     models = [setting for metric in metrics_of(protocol) for setting in networks[metric]]
-    user.run(script, *changed(arguments, f"run={run}", *models, *SMALL["evaluate.py"]))
+    user.run(script, *changed(arguments, f"run={run}", *models, *sizes, *SMALL["evaluate.py"]))
     [report] = (user / run / "evaluation").glob(f"{protocol}*/metrics.json")
     report = json.loads(report.read_text())
     assert report["values"]
