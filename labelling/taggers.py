@@ -178,12 +178,7 @@ class ZeroShotTagger(_ScoringTagger):
     """
 
     def __init__(
-        self,
-        *,
-        words: Sequence[str] = (),
-        file: str | None = None,
-        template: str = "a photo of a {}.",
-        **settings: Any,
+        self, *, words: Sequence[str] = (), file: str | None = None, template: str = "a photo of a {}.", **settings: Any
     ) -> None:
         super().__init__(**settings)
         if "{}" not in template:

@@ -201,12 +201,7 @@ def _shown(samples: Iterator[tuple[str, Sample]], counts: Counter[str]) -> Itera
 
 
 def _write_rich(
-    folder: Path,
-    scenes: Iterator[tuple[str, Sample]],
-    *,
-    pictures: bool,
-    whole_pixels: bool,
-    counts: Counter[str],
+    folder: Path, scenes: Iterator[tuple[str, Sample]], *, pictures: bool, whole_pixels: bool, counts: Counter[str]
 ) -> None:
     pairs = []
     for shard, sample in scenes:
@@ -230,12 +225,7 @@ def _write_rich(
 
 
 def _write_list(
-    folder: Path,
-    scenes: Iterator[tuple[str, Sample]],
-    *,
-    pictures: bool,
-    embed: Embed | None,
-    counts: Counter[str],
+    folder: Path, scenes: Iterator[tuple[str, Sample]], *, pictures: bool, embed: Embed | None, counts: Counter[str]
 ) -> None:
     import torch
 

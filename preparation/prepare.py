@@ -132,12 +132,7 @@ def export(cfg: DictConfig) -> None:
         if node.text_encoder is not None:
             embed = clip_embedding(node.text_encoder, device=_device(cfg.accelerator, Ranks()))
         counts = export_labels(
-            cfg.shards,
-            cfg.out,
-            form=node.form,
-            pictures=node.pictures,
-            whole_pixels=node.whole_pixels,
-            embed=embed,
+            cfg.shards, cfg.out, form=node.form, pictures=node.pictures, whole_pixels=node.whole_pixels, embed=embed
         )
     print(f"{cfg.out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
 

@@ -101,12 +101,7 @@ class Statistics:
         }
 
 
-def write_statistics(
-    shards: str | Path,
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def write_statistics(shards: str | Path, out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Counts what is in shards, and writes `statistics.json` with a chart, PNG and SVG, for each of its parts.
 
     Args:

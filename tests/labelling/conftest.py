@@ -91,12 +91,7 @@ def grounding_dino(tmp_path_factory):
         torch.manual_seed(0)
         config = GroundingDinoConfig(
             backbone_config=SwinConfig(
-                image_size=32,
-                embed_dim=8,
-                depths=[1, 1, 1],
-                num_heads=[1, 2, 2],
-                window_size=4,
-                out_indices=[1, 2, 3],
+                image_size=32, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 2], window_size=4, out_indices=[1, 2, 3]
             ),
             text_config=BertConfig(
                 vocab_size=len(vocabulary),

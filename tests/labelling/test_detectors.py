@@ -36,10 +36,7 @@ def detr_folder(tmp_path_factory):
         torch.manual_seed(0)
         config = DetrConfig(
             backbone_config=ResNetConfig(
-                embedding_size=8,
-                hidden_sizes=[8, 8, 8, 16],
-                depths=[1, 1, 1, 1],
-                out_features=["stage4"],
+                embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
             ),
             d_model=16,
             encoder_layers=1,
@@ -128,10 +125,7 @@ def test_detr_is_decoded_as_its_paper_says(detr_folder):
     for (score, number, box), got, got_score, label in zip(best, found.boxes, found.scores, found.labels, strict=True):
         cx, cy, w, h = box.tolist()
         assert got == pytest.approx(np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, 1), abs=1e-4)
-        assert (float(got_score), label) == (
-            pytest.approx(score, abs=1e-5),
-            {1: "person", 2: "cat", 3: "dog"}[number],
-        )
+        assert (float(got_score), label) == (pytest.approx(score, abs=1e-5), {1: "person", 2: "cat", 3: "dog"}[number])
 
 
 def test_asked_for_some_classes_it_gives_those_alone(detr_folder):

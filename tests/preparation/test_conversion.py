@@ -310,11 +310,7 @@ def test_a_shard_has_no_more_bytes_than_asked_for(tmp_path):
     "arguments",
     [
         ["source=coco", "source.root={samples}/coco", "source.filter=lama"],
-        [
-            "source=sa1b",
-            "source.root={samples}/sa1b",
-            "source.boxes={samples}/igligen/boxes_without_size",
-        ],
+        ["source=sa1b", "source.root={samples}/sa1b", "source.boxes={samples}/igligen/boxes_without_size"],
         ["source=igligen", "source.root={samples}/igligen/sdxl-512"],
         ["source=rich_context", "source.root={samples}/cc3m"],
         ["source=laion_sg", "source.root={samples}/laion_sg"],

@@ -41,10 +41,7 @@ SCENES = [
     Scene(
         id="one",
         caption="a dog and a cat",
-        objects=(
-            labelled("dog", "A brown dog.", (3, 5, 41, 47), 0.875),
-            labelled("cat", "cat", (50, 0, 80, 48), 0.3),
-        ),
+        objects=(labelled("dog", "A brown dog.", (3, 5, 41, 47), 0.875), labelled("cat", "cat", (50, 0, 80, 48), 0.3)),
         frame=Frame(original=SIZE),
         source="tests",
         provenance={"labelling": {"detector": {"part": "X"}}},

@@ -46,10 +46,7 @@ def encoded(pixels, form="PNG"):
 
 def sample(pixels, *, caption="", objects=(), key="000000000", frame=True, form="png"):
     scene = Scene(
-        id=f"scene {key}",
-        caption=caption,
-        objects=objects,
-        frame=Frame(original=pixels.shape[:2]) if frame else None,
+        id=f"scene {key}", caption=caption, objects=objects, frame=Frame(original=pixels.shape[:2]) if frame else None
     )
     members = {form: encoded(pixels, {"png": "PNG", "jpg": "JPEG"}[form])}
     return Sample(key=key, scene=scene, members=members)

@@ -173,10 +173,7 @@ def test_a_folder_of_other_work_is_refused(shards, tmp_path):
     out = tmp_path / "out"
     run_stage(Shout(), shards, out, ranks=Ranks(rank=0, count=2))
     other = write_shards(Shapes(count=3), tmp_path / "other")
-    for stage, given, words in [
-        (Shout(word="!"), shards, ["settings.word= (now !)"]),
-        (Shout(), other, ["input="]),
-    ]:
+    for stage, given, words in [(Shout(word="!"), shards, ["settings.word= (now !)"]), (Shout(), other, ["input="])]:
         with pytest.raises(ShardError) as caught:
             run_stage(stage, given, out)
         assert all(word in str(caught.value) for word in [f"out={out}", "was begun with", *words])
