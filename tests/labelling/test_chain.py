@@ -24,19 +24,19 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def labelling(grounding_dino, segmenter_of, describer_of):
+def labelling(tiny_model):
     """Labelling with tiny models: what they say means nothing, but it is said each time alike."""
     return [
         "task=label",
         "tagger=vocabulary",
         "tagger.words=[red circle,blue square,dog]",
         "detector=grounding_dino",
-        f"detector.model={grounding_dino}",
+        f"detector.model={tiny_model('grounding_dino')}",
         "detector.box_threshold=0.05",
         "segmenter=sam",
-        f"segmenter.model={segmenter_of('sam')}",
+        f"segmenter.model={tiny_model('sam')}",
         "describer=qwen_vl",
-        f"describer.model={describer_of('qwen_vl')}",
+        f"describer.model={tiny_model('qwen_vl')}",
         "describer.dtype=float32",
         "describer.max_tokens=4",
         "stage.short_side=24",

@@ -1,6 +1,7 @@
 """Describers of transformers' own classes with random weights: one line for each picture, whatever the batches."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,17 +10,17 @@ from labelling.describers import Blip2, Florence2, QwenVL
 from labelling.parts import PartMissing
 
 KINDS = {
-    "qwen_vl": lambda folder, **more: QwenVL(model=folder, prompt="describe {tag}", max_tokens=5, **more),
-    "blip2": lambda folder, **more: Blip2(model=folder, max_tokens=5, **more),
-    "blip2_opt": lambda folder, **more: Blip2(model=folder, prompt="a photo of {tag}", max_tokens=5, **more),
-    "florence2": lambda folder, **more: Florence2(model=folder, prompt="<CAPTION>", max_tokens=5, **more),
+    "qwen_vl": partial(QwenVL, prompt="describe {tag}", max_tokens=5),
+    "blip2": partial(Blip2, max_tokens=5),
+    "blip2_opt": partial(Blip2, prompt="a photo of {tag}", max_tokens=5),
+    "florence2": partial(Florence2, prompt="<CAPTION>", max_tokens=5),
 }
 TAGS = ["red circle", "dog", "a hot blue square", "cat"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_together_is_as_one_by_one(describer_of, pictures, kind):
-    part = KINDS[kind](describer_of(kind), batch_size=3)
+def test_together_is_as_one_by_one(tiny_model, pictures, kind):
+    part = KINDS[kind](model=tiny_model(kind), batch_size=3)
     sentences = part(pictures, TAGS)
     assert len(sentences) == 4
     assert sentences == [part([picture], [tag])[0] for picture, tag in zip(pictures, TAGS, strict=True)]
@@ -29,29 +30,24 @@ def test_together_is_as_one_by_one(describer_of, pictures, kind):
         assert not re.search(r"<\W?\w+\W?>", sentence)
 
 
-def test_a_model_without_words_gives_the_tag_and_is_counted(describer_of, pictures):
-    part = KINDS["blip2"](describer_of("blip2"))
+def test_a_model_without_words_gives_the_tag_and_is_counted(tiny_model, pictures):
+    part = KINDS["blip2"](model=tiny_model("blip2"))
     vocabulary = part.model.config.text_config.vocab_size
     part.model.language_model.generation_config.suppress_tokens = [place for place in range(vocabulary) if place != 1]
     assert part(pictures, TAGS) == TAGS
     assert part.counts == {"descriptions without a word": 4}
 
 
-def test_what_a_picture_shows_matters(describer_of):
-    part = QwenVL(model=describer_of("qwen_vl"), prompt="describe", max_tokens=5)
+def test_what_a_picture_shows_matters(tiny_model):
+    part = QwenVL(model=tiny_model("qwen_vl"), prompt="describe", max_tokens=5)
     pictures = [np.full((40, 40, 3), value, np.uint8) for value in (0, 80, 160, 255)]
     assert len(set(part(pictures, [""] * 4))) > 1
 
 
 def test_settings_tell_model_and_prompt_without_opening_it():
-    assert QwenVL(model="nobody/nothing", prompt="say {tag}").settings() == {
-        "part": "QwenVL",
-        "model": "nobody/nothing",
-        "revision": None,
-        "dtype": "float32",
-        "prompt": "say {tag}",
-        "max_tokens": 77,
-    }
+    told = {"part": "QwenVL", "model": "nobody/nothing", "revision": None, "dtype": "float32"}
+    told |= {"prompt": "say {tag}", "max_tokens": 77}
+    assert QwenVL(model="nobody/nothing", prompt="say {tag}").settings() == told
 
 
 @pytest.mark.parametrize(
@@ -59,7 +55,7 @@ def test_settings_tell_model_and_prompt_without_opening_it():
     [
         (lambda: QwenVL(model="x", max_tokens=0), "describer.max_tokens=0"),
         (lambda: Blip2(model="x", batch_size=0), "describer.batch_size=0"),
-        (lambda: Florence2(model="x", prompt="<OD>"), "describer.prompt=<OD>: no task that describes"),
+        (lambda: Florence2(model="x", prompt="<OD>"), "describer.prompt=<OD>"),
     ],
 )
 def test_wrong_settings_are_refused_in_a_line(build, message):
@@ -69,5 +65,5 @@ def test_wrong_settings_are_refused_in_a_line(build, message):
 
 
 def test_weights_that_are_not_there_are_named(tmp_path, pictures):
-    with pytest.raises(PartMissing, match=r"describer.model=.*nowhere: cannot be opened"):
+    with pytest.raises(PartMissing, match="describer.model=.*nowhere"):
         Blip2(model=str(tmp_path / "nowhere"))(pictures, TAGS)

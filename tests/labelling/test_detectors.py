@@ -5,16 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    DetrConfig,
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    ResNetConfig,
-    RTDetrConfig,
-    RTDetrForObjectDetection,
-    RTDetrImageProcessor,
-    RTDetrResNetConfig,
-)
+from transformers import DetrForObjectDetection, DetrImageProcessor
 
 from labelling.coco_names import COCO_NAMES
 from labelling.detectors import HubDetector, OnnxDetector, letterbox, read_names, read_yolov8, read_yolox
@@ -29,60 +20,8 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def detr_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detr")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = DetrConfig(
-            backbone_config=ResNetConfig(
-                embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
-            ),
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=16,
-            decoder_ffn_dim=16,
-            num_queries=12,
-            id2label={0: "N/A", 1: "person", 2: "cat", 3: "dog"},
-            label2id={"N/A": 0, "person": 1, "cat": 2, "dog": 3},
-        )
-        DetrForObjectDetection(config).save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rtdetr_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rtdetr")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone = RTDetrResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 8, 16, 16],
-            depths=[1, 1, 1, 1],
-            layer_type="basic",
-            out_features=["stage2", "stage3", "stage4"],
-        )
-        config = RTDetrConfig(
-            backbone_config=backbone,
-            encoder_hidden_dim=16,
-            encoder_in_channels=[8, 16, 16],
-            encoder_ffn_dim=16,
-            encoder_attention_heads=2,
-            d_model=16,
-            num_queries=10,
-            decoder_in_channels=[16, 16, 16],
-            decoder_ffn_dim=16,
-            decoder_layers=1,
-            decoder_attention_heads=2,
-            num_labels=3,
-        )
-        RTDetrForObjectDetection(config).save_pretrained(folder)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
+def hub(folder, **settings):
+    return HubDetector(model=str(folder), **{"threshold": 0.0, **settings}).to("cpu")
 
 
 def same(one, other, tolerance=1e-5):
@@ -92,10 +31,8 @@ def same(one, other, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("kind", ["detr", "rtdetr"])
-def test_a_detector_of_transformers_opens_from_a_folder(kind, request):
-    folder = request.getfixturevalue(f"{kind}_folder")
-    names = None if kind == "detr" else ["person", "cat", "dog"]
-    detector = HubDetector(model=str(folder), names=names, threshold=0.0, batch_size=2).to("cpu")
+def test_a_detector_of_transformers_opens_from_a_folder(kind, tiny_model):
+    detector = hub(tiny_model(kind), names=None if kind == "detr" else ["person", "cat", "dog"], batch_size=2)
     assert detector.names == ("person", "cat", "dog")
     pictures = [noise(50, 70), noise(60, 60, 1), noise(50, 70, 2), noise(50, 70, 3)]
     found = detector(pictures)
@@ -111,25 +48,25 @@ def test_a_detector_of_transformers_opens_from_a_folder(kind, request):
         same(detector([picture])[0], one)
 
 
-def test_detr_is_decoded_as_its_paper_says(detr_folder):
-    detector = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")
-    picture = noise(48, 96)
-    found = detector([picture])[0]
-    network = DetrForObjectDetection.from_pretrained(detr_folder).eval()
+def test_detr_is_decoded_as_its_paper_says(tiny_model):
+    folder, picture = tiny_model("detr"), noise(48, 96)
+    found = hub(folder)([picture])[0]
+    network = DetrForObjectDetection.from_pretrained(folder).eval()
     with torch.no_grad():
-        out = network(**DetrImageProcessor.from_pretrained(detr_folder)(images=[picture], return_tensors="pt"))
+        out = network(**DetrImageProcessor.from_pretrained(folder)(images=[picture], return_tensors="pt"))
     scores = out.logits[0].softmax(-1)[:, :-1]
     best = [(s.max().item(), s.argmax().item(), box) for s, box in zip(scores, out.pred_boxes[0], strict=True)]
     best = sorted((one for one in best if one[1] != 0), key=lambda one: -one[0])  # 0 is no class
     assert len(best) == len(found.labels) > 0
-    for (score, number, box), got, got_score, label in zip(best, found.boxes, found.scores, found.labels, strict=True):
+    assert found.labels == tuple({1: "person", 2: "cat", 3: "dog"}[number] for _, number, _ in best)
+    for (score, _, box), got, got_score in zip(best, found.boxes, found.scores, strict=True):
         cx, cy, w, h = box.tolist()
         assert got == pytest.approx(np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, 1), abs=1e-4)
-        assert (float(got_score), label) == (pytest.approx(score, abs=1e-5), {1: "person", 2: "cat", 3: "dog"}[number])
+        assert float(got_score) == pytest.approx(score, abs=1e-5)
 
 
-def test_asked_for_some_classes_it_gives_those_alone(detr_folder):
-    detector = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")
+def test_asked_for_some_classes_it_gives_those_alone(tiny_model):
+    detector = hub(tiny_model("detr"))
     pictures = [noise(50, 70), noise(60, 60, 1)]
     everything = detector(pictures)
     label = everything[0].labels[0]
@@ -137,30 +74,29 @@ def test_asked_for_some_classes_it_gives_those_alone(detr_folder):
     kept = [place for place, one in enumerate(everything[0].labels) if one == label]
     assert some[0].boxes == pytest.approx(everything[0].boxes[kept])
     assert some[1].labels == ()
-    with pytest.raises(ValueError, match="detector: 'zebra' is not among the 3 names"):
+    with pytest.raises(ValueError, match="'zebra'"):
         detector(pictures, [["zebra"], []])
 
 
-def test_top_and_threshold_leave_the_most_certain(detr_folder):
-    pictures = [noise(50, 70)]
-    everything = HubDetector(model=str(detr_folder), threshold=0.0).to("cpu")(pictures)[0]
-    best = HubDetector(model=str(detr_folder), threshold=0.0, top=2).to("cpu")(pictures)[0]
-    assert best.scores == pytest.approx(everything.scores[:2])
-    above = HubDetector(model=str(detr_folder), threshold=float(everything.scores[2])).to("cpu")(pictures)[0]
-    assert len(above.labels) == 3
+def test_top_and_threshold_leave_the_most_certain(tiny_model):
+    folder, pictures = tiny_model("detr"), [noise(50, 70)]
+    everything = hub(folder)(pictures)[0]
+    assert hub(folder, top=2)(pictures)[0].scores == pytest.approx(everything.scores[:2])
+    assert len(hub(folder, threshold=float(everything.scores[2]))(pictures)[0].labels) == 3
 
 
-def test_what_is_not_there_is_named(detr_folder, tmp_path):
-    with pytest.raises(PartMissing, match="detector.model=.*nowhere: cannot be opened"):
-        HubDetector(model=str(tmp_path / "nowhere")).to("cpu")
+def test_what_is_not_there_is_named(tiny_model, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(PartMissing, match="detector.model=.*nowhere"):
+        hub(tmp_path / "nowhere")
     with pytest.raises(PartMissing, match="not loaded yet"):
-        HubDetector(model=str(detr_folder))([noise(8, 8)])
-    with pytest.raises(ValueError, match="detector.names: 2 names for the 4 classes"):
-        HubDetector(model=str(detr_folder), names=["a", "b"]).to("cpu")
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"nothing of the kind")
-    with pytest.raises(PartMissing, match="detector.file=.*broken.onnx: not an ONNX network"):
-        OnnxDetector(file=str(broken), form="yolox").to("cpu")
+        HubDetector(model=tiny_model("detr"))([noise(8, 8)])
+    with pytest.raises(ValueError, match="detector.names: 2 .* 4 "):
+        hub(tiny_model("detr"), names=["a", "b"])
+    with pytest.raises(PartMissing, match="detector.file=.*broken.onnx"):
+        OnnxDetector(file=str(tmp_path / "broken.onnx"), form="yolox").to("cpu")
+    with pytest.raises(ValueError, match="detector.form=yolov8"):  # of a file that holds another form
+        OnnxDetector(file=str(COLOUR_NETWORK), form="yolov8").to("cpu")([noise(64, 64)])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +107,7 @@ def test_what_is_not_there_is_named(detr_folder, tmp_path):
         ({"form": "yolov5"}, "detector.form=yolov5"),
         ({"overlap": 0.0}, "detector.overlap=0.0"),
         ({"names": "no_such_file.txt"}, "detector.names=no_such_file.txt"),
-        ({"names": []}, "detector.names: no names"),
+        ({"names": []}, "detector.names"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):
@@ -190,18 +126,15 @@ def test_yolox_is_decoded_place_by_place():
     side, classes = 64, 3
     output = torch.randn(2, 64 + 16 + 4, 5 + classes, generator=torch.Generator().manual_seed(0)).sigmoid()
     boxes, scores = read_yolox(output, side=side, classes=classes)
-    place = 0
-    for stride in (8, 16, 32):
-        for row in range(side // stride):
-            for column in range(side // stride):
-                x, y, w, h, there = output[1, place, :5].tolist()
-                cx, cy = (x + column) * stride, (y + row) * stride
-                w, h = np.exp(w) * stride, np.exp(h) * stride
-                expected = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
-                assert boxes[1, place].tolist() == pytest.approx(expected, rel=1e-5)
-                assert scores[1, place].tolist() == pytest.approx((there * output[1, place, 5:]).tolist(), rel=1e-5)
-                place += 1
-    with pytest.raises(ValueError, match=r"detector.form=yolox: the network gives \(2, 84, 8\) and not \(B, 21, 8\)"):
+    cells = [(s, row, column) for s in (8, 16, 32) for row, column in np.ndindex(side // s, side // s)]
+    for place, (stride, row, column) in enumerate(cells):
+        x, y, w, h, there = output[1, place, :5].tolist()
+        cx, cy = (x + column) * stride, (y + row) * stride
+        w, h = np.exp(w) * stride, np.exp(h) * stride
+        assert boxes[1, place].tolist() == pytest.approx([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], rel=1e-5)
+        assert scores[1, place].tolist() == pytest.approx((there * output[1, place, 5:]).tolist(), rel=1e-5)
+    assert len(cells) == len(boxes[1])
+    with pytest.raises(ValueError, match=r"detector.form=yolox: .*\(2, 84, 8\).*21, 8\)"):
         read_yolox(output, side=32, classes=classes)
 
 
@@ -274,18 +207,11 @@ def test_a_mirrored_picture_gives_mirrored_boxes(colours):
     for one in drawings(4, (120, 160)):
         picture = np.asarray(one.image)
         before, after = (colours([image])[0] for image in (picture, np.ascontiguousarray(picture[:, ::-1])))
-        mirrored = [
-            (label, 1 - box[2], box[1], 1 - box[0], box[3])
-            for label, box in zip(after.labels, after.boxes, strict=True)
-        ]
-        expected = [(label, *box) for label, box in zip(before.labels, before.boxes, strict=True)]
-        assert len(expected) == len(mirrored) > 0
-        for one_box, other in zip(sorted(expected), sorted(mirrored), strict=True):
-            assert one_box[0] == other[0]
-            assert one_box[1:] == pytest.approx(other[1:], abs=1e-4)
-
-
-def test_another_form_than_the_files_is_refused():
-    detector = OnnxDetector(file=str(COLOUR_NETWORK), form="yolov8").to("cpu")
-    with pytest.raises(ValueError, match="detector.form=yolov8: the network gives"):
-        detector([np.zeros((64, 64, 3), np.uint8)])
+        back = np.abs(after.boxes[:, [2, 1, 0, 3]] - np.float32([1, 0, 1, 0]))
+        expected, mirrored = (
+            sorted(zip(labels, map(tuple, boxes), strict=True))
+            for labels, boxes in ((before.labels, before.boxes), (after.labels, back))
+        )
+        assert [label for label, _ in expected] == [label for label, _ in mirrored] != []
+        for (_, box), (_, other) in zip(expected, mirrored, strict=True):
+            assert box == pytest.approx(other, abs=1e-4)

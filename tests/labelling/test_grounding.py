@@ -1,6 +1,7 @@
 """Open detectors of transformers' own classes with random weights: what is asked comes back, thresholds hold."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,17 +11,20 @@ from labelling.grounding import GroundingDino, Owlv2, _Found, _owners
 from labelling.parts import PartMissing
 
 ASKED = [["red circle", "Dogs"], ["cat"], ["hot dog", "dog", "blue square"], ["a cat sits on the dog."]]
-KINDS = {
-    "grounding_dino": lambda folder, **more: GroundingDino(model=folder, **{"text_threshold": 0.0, **more}),
-    "owlv2": lambda folder, **more: Owlv2(model=folder, **more),
-}
+ALL = {"box_threshold": 0.0, "nms": None}
 
 
-@pytest.fixture(params=KINDS)
-def detector(request):
+@pytest.fixture(params=["grounding_dino", "owlv2"])
+def detector(request, tiny_model):
     """detector(**settings): each open detector."""
-    folder = request.getfixturevalue(request.param)
-    return lambda **settings: KINDS[request.param](folder, **settings)
+    kind = {"grounding_dino": partial(GroundingDino, text_threshold=0.0), "owlv2": Owlv2}[request.param]
+    return partial(kind, model=tiny_model(request.param))
+
+
+@pytest.fixture
+def grounding(tiny_model):
+    """grounding(**settings): GroundingDINO that finds everything, unless settings say more."""
+    return partial(GroundingDino, model=tiny_model("grounding_dino"), text_threshold=0.0, **ALL)
 
 
 def same(one, other):
@@ -30,7 +34,7 @@ def same(one, other):
 
 
 def test_every_box_stands_for_what_was_asked(detector, pictures):
-    found = detector(box_threshold=0.0, nms=None)(pictures, ASKED)
+    found = detector(**ALL)(pictures, ASKED)
     assert len(found) == 4
     for each, asked in zip(found, ASKED, strict=True):
         assert len(each.labels) == len(each.boxes) == len(each.scores) > 0
@@ -51,7 +55,7 @@ def test_together_is_as_one_by_one(detector, pictures, batch_size):
 
 
 def test_boxes_of_the_threshold_or_less_go(detector, pictures):
-    everything = detector(box_threshold=0.0, nms=None)(pictures, ASKED)
+    everything = detector(**ALL)(pictures, ASKED)
     limit = float(np.median(np.concatenate([each.scores for each in everything])))
     for few, each in zip(detector(box_threshold=limit, nms=None)(pictures, ASKED), everything, strict=True):
         np.testing.assert_allclose(few.scores, each.scores[each.scores > limit], atol=1e-6)
@@ -77,30 +81,28 @@ def test_repetitions_go_by_tag_or_across_tags(settings, kept):
     assert made.boxes.max() == 1
 
 
-def test_a_token_of_the_text_must_be_sure(grounding_dino, pictures):
-    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None}
-    everything = GroundingDino(text_threshold=0.0, **settings)(pictures, ASKED)
+def test_a_token_of_the_text_must_be_sure(grounding, pictures):
+    everything = grounding()(pictures, ASKED)
     limit = float(np.median(everything[2].scores))
-    (few,) = GroundingDino(text_threshold=limit, **settings)(pictures[2:3], ASKED[2:3])
+    (few,) = grounding(text_threshold=limit)(pictures[2:3], ASKED[2:3])
     assert len(few.labels) == (everything[2].scores > limit).sum()
 
 
-def test_words_of_a_whole_caption_are_read_off(grounding_dino, pictures):
+def test_words_of_a_whole_caption_are_read_off(grounding, pictures):
     caption = "A red dog sits on the blue square. The cat sits."
-    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None, "labels": "tokens"}
-    (found,) = GroundingDino(text_threshold=0.0, **settings)(pictures[:1], [[caption]])
-    assert set(found.labels) <= {"a red dog sits on the blue square", "the cat sits"}
+    sentences = "a red dog sits on the blue square", "the cat sits"
+    (found,) = grounding(labels="tokens")(pictures[:1], [[caption]])
+    assert set(found.labels) <= set(sentences)
     limit = float(np.median(found.scores))
-    (found,) = GroundingDino(text_threshold=limit, **settings)(pictures[:1], [[caption]])
-    sentences = "a red dog sits on the blue square".split(), "the cat sits".split()
+    (found,) = grounding(labels="tokens", text_threshold=limit)(pictures[:1], [[caption]])
     assert found.labels
-    assert any(label not in (" ".join(words) for words in sentences) for label in found.labels)
+    assert not set(found.labels) <= set(sentences)
     for label in found.labels:
-        assert any(all(word in words for word in label.split()) for words in sentences)
+        assert any(set(label.split()) <= set(words.split()) for words in sentences)
 
 
-def test_more_than_the_text_holds_is_asked_in_several_calls(grounding_dino, pictures):
-    part = GroundingDino(model=grounding_dino, box_threshold=0.0, text_threshold=0.0, nms=None)
+def test_more_than_the_text_holds_is_asked_in_several_calls(grounding, pictures):
+    part = grounding()
     tags = ["red circle", "blue square", "striped cat", "plain green dog", "hot dog", "red striped circle"]
     questions = part.questions(0, tags)
     assert [asked for each in questions for asked in each.asked] == list(range(6))
@@ -125,8 +127,8 @@ def test_more_than_the_text_holds_is_asked_in_several_calls(grounding_dino, pict
         ({"separator": ","}, "red circle, dog, hot dog."),
     ],
 )
-def test_tags_are_asked_as_each_chain_does(settings, text, grounding_dino, pictures):
-    part = GroundingDino(model=grounding_dino, box_threshold=0.0, text_threshold=0.0, nms=None, **settings)
+def test_tags_are_asked_as_each_chain_does(settings, text, grounding, pictures):
+    part = grounding(**settings)
     tags = ["red circle", "Dog.", "hot dog"]
     asked = []
     tokenizer = part.model and part._processor.tokenizer
@@ -138,11 +140,10 @@ def test_tags_are_asked_as_each_chain_does(settings, text, grounding_dino, pictu
     assert set(found.labels) <= set(tags)
 
 
-def test_words_of_several_tags_are_joined_where_the_chain_does(grounding_dino, pictures):
-    settings = {"model": grounding_dino, "box_threshold": 0.0, "text_threshold": 0.0, "nms": None, "separator": ","}
-    (found,) = GroundingDino(labels="all_tokens", **settings)(pictures[:1], [["red circle", "dog"]])
+def test_words_of_several_tags_are_joined_where_the_chain_does(grounding, pictures):
+    (found,) = grounding(labels="all_tokens", separator=",")(pictures[:1], [["red circle", "dog"]])
     assert set(found.labels) == {"red circle dog"}
-    (found,) = GroundingDino(labels="tokens", **settings)(pictures[:1], [["red circle", "dog"]])
+    (found,) = grounding(labels="tokens", separator=",")(pictures[:1], [["red circle", "dog"]])
     assert set(found.labels) <= {"red circle", "dog"}
 
 
@@ -151,15 +152,11 @@ def test_tokens_belong_to_the_text_they_stand_in():
     assert _owners([101, 7, 8, 1012, 9, 1012, 102, 0, 0], ends, 2) == [-1, 0, 0, -1, 1, -1, -1, -1, -1]
 
 
-def test_padding_queries_are_never_found(owlv2, pictures):
-    part = Owlv2(model=owlv2, box_threshold=0.0, nms=None)
+def test_padding_queries_are_never_found_and_phrases_that_are_cut_are_counted(tiny_model, pictures):
+    part = Owlv2(model=tiny_model("owlv2"), **ALL)
     found = part([pictures[0], pictures[2]], [["cat"], ["red circle", "dog", "blue square"]])
     assert set(found[0].labels) == {"cat"}
-    assert len(found[0].labels) > 0
-
-
-def test_phrases_that_are_cut_are_counted(owlv2, pictures):
-    part = Owlv2(model=owlv2, box_threshold=0.0)
+    assert part.counts.total() == 0
     part(pictures[:1], [["cat", "a red striped circle on the blue plain square"]])
     assert part.counts["phrases cut to the detector's text"] == 1
 
@@ -172,27 +169,15 @@ def test_being_asked_for_nothing_is_refused(detector, pictures, asked):
 
 
 def test_settings_tell_all_without_opening_the_model():
-    part = GroundingDino(model="nobody/nothing", revision="abc", labels="tokens", short_side=512)
-    assert part.settings() == {
-        "part": "GroundingDino",
-        "model": "nobody/nothing",
-        "revision": "abc",
-        "dtype": "float32",
-        "box_threshold": 0.25,
-        "nms": 0.5,
-        "nms_across": False,
-        "text_threshold": 0.2,
-        "labels": "tokens",
-        "separator": ".",
-        "final_stop": True,
-        "short_side": 512,
-    }
+    given = {"model": "nobody/nothing", "revision": "abc", "labels": "tokens", "short_side": 512}
+    default = {"dtype": "float32", "box_threshold": 0.25, "nms": 0.5, "nms_across": False, "text_threshold": 0.2}
+    default |= {"part": "GroundingDino", "separator": ".", "final_stop": True}
+    assert GroundingDino(**given).settings() == {**given, **default}
 
 
-def test_the_short_side_is_what_is_asked_for(grounding_dino, pictures):
-    settings = {"model": grounding_dino, "box_threshold": 0.0, "nms": None}
-    own, larger = (GroundingDino(short_side=side, **settings)(pictures[:1], [["cat"]])[0] for side in (32, 64))
-    (default,) = GroundingDino(**settings)(pictures[:1], [["cat"]])
+def test_the_short_side_is_what_is_asked_for(grounding, pictures):
+    own, larger = (grounding(short_side=side, text_threshold=0.2)(pictures[:1], [["cat"]])[0] for side in (32, 64))
+    (default,) = grounding(text_threshold=0.2)(pictures[:1], [["cat"]])
     same(own, default)
     assert not np.allclose(own.scores, larger.scores, atol=1e-5)
 
@@ -203,9 +188,9 @@ def test_the_short_side_is_what_is_asked_for(grounding_dino, pictures):
         ({"box_threshold": 1.5}, "detector.box_threshold=1.5"),
         ({"nms": -0.1}, "detector.nms=-0.1"),
         ({"text_threshold": 2}, "detector.text_threshold=2"),
-        ({"labels": "words"}, "detector.labels=words: no such choice; take one of asked, tokens"),
+        ({"labels": "words"}, "detector.labels=words"),
         ({"short_side": 0}, "detector.short_side=0"),
-        ({"dtype": "int8"}, "detector.dtype=int8: no such choice"),
+        ({"dtype": "int8"}, "detector.dtype=int8"),
         ({"batch_size": 0}, "detector.batch_size=0"),
     ],
 )
@@ -216,12 +201,12 @@ def test_wrong_settings_are_refused_in_a_line(settings, message):
 
 
 def test_weights_that_are_not_there_are_named(tmp_path, pictures):
-    with pytest.raises(PartMissing, match=r"detector.model=.*nowhere: cannot be opened") as caught:
+    with pytest.raises(PartMissing, match="detector.model=.*nowhere") as caught:
         GroundingDino(model=str(tmp_path / "nowhere"))(pictures[:1], [["cat"]])
     assert "\n" not in str(caught.value)
 
 
-def test_half_precision_is_taken(owlv2, pictures):
-    part = Owlv2(model=owlv2, dtype="bfloat16", box_threshold=0.0)
+def test_half_precision_is_taken(tiny_model, pictures):
+    part = Owlv2(model=tiny_model("owlv2"), dtype="bfloat16", box_threshold=0.0)
     assert next(part.model.parameters()).dtype == torch.bfloat16
     assert part(pictures[:1], [["cat"]])[0].boxes.dtype == np.float32

@@ -1,16 +1,11 @@
-"""Labelling as it is asked for on the command line: every part's file builds its class, and IGLIGEN's chain runs."""
-
-from pathlib import Path
+"""Labelling as it is asked for on the command line: every part's file builds its class."""
 
 import pytest
 from hydra.utils import instantiate
 
-from datamodules.shards import ShardSet, check_shards, write_shards
-from datamodules.sources.shapes import Shapes
 from labelling.opening import Pretrained
 from labelling.parts import Part
 from preparation.label import Label
-from preparation.prepare import prepare
 from runtime.composition import CONF, compose
 
 GIVEN = ["shards=DIR", "out=DIR", "task=label"]
@@ -40,10 +35,8 @@ def test_every_file_builds_its_part_with_its_own_settings(group, option, ram):
 
 
 def test_a_chain_is_put_together_from_its_groups():
-    cfg = compose(
-        "prepare", [*GIVEN, "tagger=caption", "detector=grounding_dino", "describer=blip2", "detector.nms=0.4"]
-    )
-    stage = instantiate(cfg.stage, _convert_="all")
+    chosen = ["tagger=caption", "detector=grounding_dino", "describer=blip2", "detector.nms=0.4"]
+    stage = instantiate(compose("prepare", [*GIVEN, *chosen]).stage, _convert_="all")
     assert isinstance(stage, Label)
     assert [type(part).__name__ for part in stage.parts.values()] == ["CaptionTagger", "GroundingDino", "Blip2"]
     assert stage.settings()["detector"]["nms"] == 0.4
@@ -65,42 +58,7 @@ def test_a_published_labelling_composes_and_builds(preset, ram):
     assert (settings["tagger"]["part"], *thresholds, settings["square"], settings["phrase"]) == expected
 
 
-def label(preset, shards, out, *more):
-    prepare(compose("prepare", [f"experiment=label/{preset}", f"shards={shards}", f"out={out}", *more]))
-    assert check_shards(out).ok
-    return ShardSet(out)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return write_shards(Shapes(count=5, size=64), tmp_path_factory.mktemp("data") / "shapes", shard_size=3)
-
-
-def test_igligens_chain_runs(shards, tmp_path, grounding_dino):
-    made = label(
-        "igligen", shards, tmp_path / "out", f"detector.model={grounding_dino}", "stage.square=32", "accelerator=cpu"
-    )
-    captions = {number: made[number].scene.caption for number in range(len(made))}
-    assert captions
-    for number, caption in captions.items():
-        record = made[number]
-        assert record.image.shape == (64, 64, 3)
-        for item in record.scene.objects:
-            assert item.score > 0.2
-            assert item.phrase
-            assert set(item.phrase.replace("[UNK]", "").replace(",", " ,").split()) <= set(
-                caption.lower().replace(",", " ,").split()
-            )
-
-
 def test_a_chain_without_a_detector_is_refused():
     cfg = compose("prepare", GIVEN)
-    with pytest.raises(Exception, match="detector: none is chosen"):
+    with pytest.raises(Exception, match="detector: none"):
         instantiate(cfg.stage, _convert_="all")
-
-
-def test_presets_say_how_they_are_run():
-    assert PRESETS == ["gligen_coco", "igligen", "rich_context"]
-    for preset in PRESETS:
-        header = Path(CONF / "experiment" / "label" / f"{preset}.yaml").read_text(encoding="utf-8")
-        assert f"python prepare.py experiment=label/{preset}" in header

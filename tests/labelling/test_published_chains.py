@@ -14,18 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from datamodules.shards import ShardSet, check_shards
 from datamodules.sources.gligen_coco import GligenCoco
 from datamodules.sources.rich_context import RichContext
-from models.text import word_tokenizer
 from preparation.prepare import prepare
 from runtime.composition import CONF, compose
 from scenes.masks import decode
 from tests.documents import header
 
-WORDS = "a an the red green blue circle square dog hot cat striped plain on sits".split()
 SAMPLES = Path(__file__).parents[1] / "samples"
 SIDE = 320
 SIZES = [(320, 320), (240, 320), (320, 200)]  # (height, width)
@@ -50,9 +47,8 @@ def labelled(preset, shards, out, models):
 
 def drawn():
     draw = np.random.default_rng(3)
-    return [
-        np.asarray(Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1])) for size in SIZES
-    ]
+    small = [Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8)) for _ in SIZES]
+    return [np.asarray(image.resize(size[::-1])) for image, size in zip(small, SIZES, strict=True)]
 
 
 def jpeg(pixels):
@@ -96,25 +92,6 @@ def coco(tmp_path):
     return root
 
 
-@pytest.fixture
-def clip_text(tmp_path):
-    """A folder with CLIP's text encoder."""
-    tokenizer = word_tokenizer([*WORDS, "photo", "of"], max_length=77)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    CLIPTextModel(config).save_pretrained(tmp_path / "clip")
-    tokenizer.save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
-
-
 PRESETS = ("rich_context", "gligen_coco", "igligen")
 
 
@@ -126,20 +103,18 @@ def tags_of(ram):
     return set(Path(ram).with_name("ram_tag_list.txt").read_text(encoding="utf-8").splitlines())
 
 
-def test_rich_context_from_img2dataset_to_its_label_files(
-    cc3m, tmp_path, ram, grounding_dino, segmenter_of, describer_of
-):
+def test_rich_context_from_img2dataset_to_its_label_files(cc3m, tmp_path, ram, tiny_model):
     run("source=img2dataset", f"source.root={cc3m}", f"out={tmp_path / 'plain'}")
-    models = [f"tagger.model={ram}", f"detector.model={grounding_dino}", f"segmenter.model={segmenter_of('sam')}"]
-    models += [f"describer.model={describer_of('qwen_vl')}", "describer.dtype=float32", "describer.max_tokens=5"]
+    folders = {"detector": "grounding_dino", "segmenter": "sam", "describer": "qwen_vl"}
+    models = [f"tagger.model={ram}", *(f"{part}.model={tiny_model(name)}" for part, name in folders.items())]
+    models += ["describer.dtype=float32", "describer.max_tokens=5"]
     made, scenes = labelled("rich_context", tmp_path / "plain", tmp_path / "labelled", models)
     assert made.provides >= {"image", "caption", "boxes", "phrases", "scores", "masks", "descriptions"}
     assert scenes
     words = {word for tag in tags_of(ram) for word in tag.split()}
     for scene in scenes:
-        used = scene.provenance["labelling"]
-        assert set(used["versions"]) == {"scenograph", "transformers"}
-        used = used["tagger"]
+        assert set(scene.provenance["labelling"]["versions"]) == {"scenograph", "transformers"}
+        used = scene.provenance["labelling"]["tagger"]
         assert (used["part"], used["model"], used["interpolation"]) == ("RamTagger", ram, "bicubic")
         assert scene.objects
         for item in scene.objects:
@@ -164,10 +139,10 @@ def test_rich_context_from_img2dataset_to_its_label_files(
         assert [item.description for item in read[scene.id].objects] == [item.description for item in scene.objects]
 
 
-def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, grounding_dino, describer_of, clip_text):
+def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, tiny_model):
     run("source=coco", f"source.root={coco}", f"out={tmp_path / 'plain'}")
-    models = [f"tagger.model={ram}", f"detector.model={grounding_dino}", f"describer.model={describer_of('blip2')}"]
-    models += ["describer.dtype=float32"]
+    models = [f"tagger.model={ram}", f"detector.model={tiny_model('grounding_dino')}"]
+    models += [f"describer.model={tiny_model('blip2')}", "describer.dtype=float32"]
     made, scenes = labelled("gligen_coco", tmp_path / "plain", tmp_path / "labelled", models)
     assert made.provides >= {"image", "caption", "boxes", "phrases", "scores", "descriptions"}
     assert scenes
@@ -178,7 +153,7 @@ def test_gligen_coco_from_coco_to_its_list(coco, tmp_path, ram, grounding_dino, 
             assert item.label in tags_of(ram)
             assert item.phrase == item.description
     assert any(item.phrase != item.label for scene in scenes for item in scene.objects)
-    features = ["export.form=gligen_coco", f"export.text_encoder={clip_text}"]
+    features = ["export.form=gligen_coco", f"export.text_encoder={tiny_model('clip_text')}"]
     run("task=export", f"shards={tmp_path / 'labelled'}", f"out={tmp_path / 'published'}", *features)
     entries = torch.load(tmp_path / "published" / "coco_train2017.pth", weights_only=True)
     assert len(entries) == len(scenes)
@@ -198,13 +173,17 @@ def words_in(text):
     return set(re.findall(r"\w+", plain))
 
 
-def test_igligen_from_sa1b_to_boxes_of_the_caption(tmp_path, grounding_dino):
+def test_igligen_from_sa1b_to_boxes_of_the_caption(tmp_path, tiny_model):
     run("source=sa1b", f"source.root={SAMPLES / 'sa1b'}", "source.tars='sa_000001.tar'", f"out={tmp_path / 'plain'}")
-    made, scenes = labelled("igligen", tmp_path / "plain", tmp_path / "labelled", [f"detector.model={grounding_dino}"])
+    models = [f"detector.model={tiny_model('grounding_dino')}"]
+    made, scenes = labelled("igligen", tmp_path / "plain", tmp_path / "labelled", models)
     assert made.provides >= {"image", "caption", "boxes", "phrases", "scores"}
     assert any(scene.objects for scene in scenes)
-    for scene in scenes:
-        assert len(set(scene.frame.target)) == 1
+    for number, scene in enumerate(scenes):
+        height, width = scene.frame.target
+        assert made[number].image.shape == (height, width, 3)
+        assert height == width
         for item in scene.objects:
+            assert item.phrase
             assert words_in(item.phrase) <= words_in(scene.caption)
             assert item.score > 0.2

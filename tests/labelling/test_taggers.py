@@ -30,7 +30,7 @@ def test_captions_as_phrases_or_whole(pictures):
     captions = ["A dog on a bench.", "", "They are here."]
     assert CaptionTagger()(pictures[:3], captions) == [["dog", "bench"], [], []]
     assert CaptionTagger(form="whole")(pictures[:3], captions) == [["A dog on a bench."], [], ["They are here."]]
-    with pytest.raises(ValueError, match="tagger.form=words: no such choice; take one of phrases, whole"):
+    with pytest.raises(ValueError, match="tagger.form=words"):
         CaptionTagger(form="words")
 
 
@@ -40,48 +40,50 @@ def test_a_vocabulary_is_a_list_or_a_file(tmp_path, pictures):
     for part in (VocabularyTagger(words=["dog", "hot dog"]), VocabularyTagger(file=str(file))):
         assert part(pictures[:2], ["", ""]) == [["dog", "hot dog"]] * 2
         assert part.settings()["words"] == ["dog", "hot dog"]
-    with pytest.raises(ValueError, match="neither given"):
-        VocabularyTagger()
-    with pytest.raises(ValueError, match="both given"):
-        VocabularyTagger(words=["a"], file=str(file))
-    with pytest.raises(ValueError, match="nowhere"):
-        VocabularyTagger(file="nowhere")
+    for settings, told in (
+        ({}, "neither"),
+        ({"words": ["a"], "file": str(file)}, "both"),
+        ({"file": "nowhere"}, "nowhere"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            VocabularyTagger(**settings)
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_classifier_names_its_likely_classes(classifier, pictures, several):
-    part = ClassifierTagger(model=classifier(several), threshold=0.0, most=None, batch_size=3)
+def test_a_classifier_names_its_likely_classes(tiny_model, pictures, several):
+    part = ClassifierTagger(
+        model=tiny_model("classifier_several" if several else "classifier"), threshold=0.0, most=None, batch_size=3
+    )
     everything = part(pictures, [""] * 4)
     assert all(set(tags) == {"dog", "cat", "blue square"} for tags in everything)
     assert everything == [part([picture], [""])[0] for picture in pictures]
-    first = ClassifierTagger(model=classifier(several), threshold=0.0, most=1)(pictures, [""] * 4)
+    first = ClassifierTagger(
+        model=tiny_model("classifier_several" if several else "classifier"), threshold=0.0, most=1
+    )(pictures, [""] * 4)
     assert first == [tags[:1] for tags in everything]
-    few = ClassifierTagger(model=classifier(several), threshold=0.5)(pictures, [""] * 4)
+    few = ClassifierTagger(model=tiny_model("classifier_several" if several else "classifier"), threshold=0.5)(
+        pictures, [""] * 4
+    )
     assert sum(map(len, few)) < sum(map(len, everything))
     if not several:
         assert all(len(tags) <= 1 for tags in few)
 
 
-def test_zero_shot_names_likely_words(clip, pictures):
+def test_zero_shot_names_likely_words(tiny_model, pictures):
     words = ["dog", "red circle", "cat", "blue square"]
-    part = ZeroShotTagger(model=clip, words=words, threshold=0.0, most=None, batch_size=3)
+    part = ZeroShotTagger(model=tiny_model("clip"), words=words, threshold=0.0, most=None, batch_size=3)
     everything = part(pictures, [""] * 4)
     assert all(sorted(tags) == sorted(words) for tags in everything)
     assert everything == [part([picture], [""])[0] for picture in pictures]
-    assert ZeroShotTagger(model=clip, words=words, threshold=0.0, most=2)(pictures, [""] * 4) == [
+    assert ZeroShotTagger(model=tiny_model("clip"), words=words, threshold=0.0, most=2)(pictures, [""] * 4) == [
         tags[:2] for tags in everything
     ]
     assert part.settings()["words"] == words
-    with pytest.raises(ValueError, match="tagger.template='photo': has no {}"):
-        ZeroShotTagger(model=clip, words=words, template="photo")
+    with pytest.raises(ValueError, match="tagger.template='photo'"):
+        ZeroShotTagger(model=tiny_model("clip"), words=words, template="photo")
 
 
-def test_numbers_out_of_range_are_refused():
-    for settings, message in (
-        ({"threshold": 1.0}, "tagger.threshold=1.0"),
-        ({"most": 0}, "tagger.most=0"),
-        ({"batch_size": 0}, "tagger.batch_size=0"),
-        ({"dtype": "int8"}, "tagger.dtype=int8: no such choice"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ClassifierTagger(model="x", **settings)
+@pytest.mark.parametrize(("setting", "value"), [("threshold", 1.0), ("most", 0), ("batch_size", 0), ("dtype", "int8")])
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(ValueError, match=f"tagger.{setting}={value}"):
+        ClassifierTagger(model="x", **{setting: value})

@@ -41,9 +41,5 @@ def test_every_asker_takes_every_model(model):
 
 
 def test_the_published_judge_is_the_metrics_own():
-    settings = built("metric/sg_iou")["metric"]["sg_iou"].settings()["judge"]
-    assert (settings["model"], settings["sampling"]["temperature"], settings["sampling"]["seed"]) == (
-        "gpt-4o",
-        0.7,
-        1234,
-    )
+    judge = built("metric/sg_iou")["metric"]["sg_iou"].settings()["judge"]
+    assert (judge["model"], judge["sampling"]["temperature"], judge["sampling"]["seed"]) == ("gpt-4o", 0.7, 1234)

@@ -15,8 +15,7 @@ from runtime.composition import CONF
 from runtime.run_directory import RunDirectory
 from tests.chat_server import chat_server, says
 from tests.documents import header
-from tests.labelling.conftest import clip, grounding_dino, owlv2, segmenter_of  # noqa: F401 - fixtures
-from tests.labelling.test_detectors import rtdetr_folder  # noqa: F401
+from tests.labelling.conftest import tiny_model  # noqa: F401 - a fixture
 from tests.metrics.conftest import state_dict, torchscript  # noqa: F401
 from tests.metrics.test_diversity import weights as alexnet  # noqa: F401
 from tests.rehearsals.rehearsal import EVERY, SIZE, SMALL, STEPS, User, changed, metrics_of, of_callbacks
@@ -38,28 +37,31 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def rtdetr_coco(rtdetr_folder, tmp_path_factory):  # noqa: F811
+def rtdetr_coco(tiny_model, tmp_path_factory):  # noqa: F811
     """A detector of COCO's 80 classes."""
     folder = tmp_path_factory.mktemp("rtdetr_coco")
-    RTDetrForObjectDetection(RTDetrConfig.from_pretrained(rtdetr_folder, num_labels=80)).save_pretrained(folder)
-    RTDetrImageProcessor.from_pretrained(rtdetr_folder).save_pretrained(folder)
+    RTDetrForObjectDetection(RTDetrConfig.from_pretrained(tiny_model("rtdetr"), num_labels=80)).save_pretrained(folder)
+    RTDetrImageProcessor.from_pretrained(tiny_model("rtdetr")).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def networks(torchscript, state_dict, clip, segmenter_of, rtdetr_coco, grounding_dino, alexnet, judge):  # noqa: F811
+def networks(torchscript, state_dict, tiny_model, rtdetr_coco, alexnet, judge):  # noqa: F811
     """Metric -> where the files of its models lie."""
     return {
         "fid": (f"metric.fid.weights={torchscript}",),
         "fid_laion_sg": (f"metric.fid_laion_sg.weights={state_dict}",),
         "inception_score": (f"metric.inception_score.weights={torchscript}", "metric.inception_score.splits=1"),
-        "clip_score": (f"metric.clip_score.model={clip}",),
-        "clip_image": (f"metric.clip_image.model={clip}",),
-        "crop_clip": (f"metric.crop_clip.model={clip}",),
-        "crop_pick_score": (f"metric.crop_pick_score.model={clip}", "metric.crop_pick_score.processor=null"),
-        "sam_iou": (f"metric.sam_iou.segmenter.model={segmenter_of('sam')}",),
+        "clip_score": (f"metric.clip_score.model={tiny_model('clip')}",),
+        "clip_image": (f"metric.clip_image.model={tiny_model('clip')}",),
+        "crop_clip": (f"metric.crop_clip.model={tiny_model('clip')}",),
+        "crop_pick_score": (
+            f"metric.crop_pick_score.model={tiny_model('clip')}",
+            "metric.crop_pick_score.processor=null",
+        ),
+        "sam_iou": (f"metric.sam_iou.segmenter.model={tiny_model('sam')}",),
         "detection": (f"metric.detection.detector.model={rtdetr_coco}",),
-        "overlaybench": (f"metric.overlaybench.detector.model={grounding_dino}",),
+        "overlaybench": (f"metric.overlaybench.detector.model={tiny_model('grounding_dino')}",),
         "diversity": (f"metric.diversity.weights={alexnet}",),
         "sg_iou": (
             f"metric.sg_iou.model.base_url={judge}",
