@@ -1,43 +1,50 @@
 """Vision-language models behind an endpoint that speaks OpenAI's chat completions, whoever serves it.
 
-Here are the request, its repetition and the reading of the response. What is asked, and the cache of answers, are in
-`vision_language.py`.
+The `openai` client sends requests and repeats them. Here are the form of a question, what each failure means, and the three
+things that the client does not do: a rate limit holds for all requests of a process, a response that is no chat completion is
+asked for again, and an exhausted quota ends the work at once. Questions and the cache of answers are in `vision_language.py`.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
-import random
-import ssl
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import httpx
 import numpy as np
 from PIL import Image
 
 from labelling.parts import PartMissing
 from labelling.vision_language import Answer, NoAnswer, Price, Question, VisionLanguage
 
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # what may go away by itself
-NEVER = {401: "the API key", 402: "payment", 403: "access", 404: "base_url or model"}  # what every question would meet
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+    from openai.types.chat import ChatCompletion
+
+REFUSED = {
+    401: "the API key",
+    402: "payment",
+    403: "access",
+    404: "base_url or model",
+}  # what every question would meet
+LONGEST_WAIT = 120.0  # s that Retry-After may ask for: the client gives a question up that is to wait longer
+BROKEN = "the response is no chat completion"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn.
+    """How an answer is sampled.
 
     Attributes:
         temperature: 0 for the most likely words; None leaves it to the endpoint.
-        seed: Asks the endpoint to draw the same again; None asks nothing.
+        seed: Asks the endpoint to sample the same again; None asks nothing.
         max_tokens: Longest answer; one that is cut is a failure. None leaves it to the endpoint.
         more: Further keys of the request, as the endpoint has them.
     """
@@ -48,13 +55,13 @@ class Sampling:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self) -> dict[str, Any]:
-        """The keys of a request."""
-        said = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
-        return {**{name: value for name, value in said.items() if value is not None}, **self.more}
+        """Return the client's arguments, those that are left to the endpoint left out."""
+        named = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
+        return {**{name: value for name, value in named.items() if value is not None}, "extra_body": dict(self.more)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class ImageEncoding:
     """The form in which a picture is sent.
 
     Attributes:
@@ -68,16 +75,16 @@ class Sent:
     longest_side: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a form that no picture can have."""
+        """Check the settings."""
         if self.format not in ("jpeg", "png"):
-            raise ValueError(f"sent.format={self.format}: no such form; choose jpeg or png")
+            raise ValueError(f"sent.format={self.format}: must be jpeg or png")
         if not 1 <= self.quality <= 95:
-            raise ValueError(f"sent.quality={self.quality}: give 1 to 95")
+            raise ValueError(f"sent.quality={self.quality}: must be 1 to 95")
         if self.longest_side is not None and self.longest_side < 1:
-            raise ValueError(f"sent.longest_side={self.longest_side}: give 1 pixel or more, or null")
+            raise ValueError(f"sent.longest_side={self.longest_side}: must be at least 1 px, or null")
 
     def url(self, picture: np.ndarray) -> str:
-        """A picture (H, W, 3) uint8 RGB as a data URL."""
+        """Encode a picture (H, W, 3) uint8 RGB as a data URL."""
         image = Image.fromarray(picture)
         longest = max(image.size)
         if self.longest_side is not None and longest > self.longest_side:
@@ -89,43 +96,29 @@ class Sent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for an endpoint, and how often to ask again; it changes no answer.
+
+    Between requests the client waits 0.5 s, then twice as long each time up to 8 s, less up to a quarter at random; or for as
+    long as the endpoint asks by Retry-After, up to `LONGEST_WAIT`.
 
     Attributes:
         concurrent: Requests at the same time, from one process.
         timeout: For one response, s.
         attempts: Requests for one question, the first included.
-        backoff: Before the second request, s; twice as long before each further one, less up to a half by chance.
-        longest_wait: Longest wait between requests, s, whatever the endpoint asks for: a question that it wants to wait longer
-            fails.
     """
 
     concurrent: int = 4
     timeout: float = 120.0
     attempts: int = 6
-    backoff: float = 1.0
-    longest_wait: float = 120.0
 
     def __post_init__(self) -> None:
-        """Refuses patience that asks nothing."""
-        for name, least in (("concurrent", 1), ("attempts", 1), ("backoff", 0), ("longest_wait", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"patience.{name}={getattr(self, name)}: give {least} or more")
+        """Check the settings."""
+        for name in ("concurrent", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"patience.{name}={getattr(self, name)}: must be at least 1")
         if not self.timeout > 0:
-            raise ValueError(f"patience.timeout={self.timeout}: give more than 0 seconds")
-
-    def pause(self, attempt: int) -> float:
-        """How long to wait after so many requests without an answer, s."""
-        return min(self.longest_wait, self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1))
-
-
-class _Again(Exception):
-    """A request that may be repeated; `wait` is what the endpoint asks for, s."""
-
-    def __init__(self, failure: NoAnswer, wait: float | None = None) -> None:
-        super().__init__(str(failure))
-        self.failure, self.wait = failure, wait
+            raise ValueError(f"patience.timeout={self.timeout}: must be more than 0 seconds")
 
 
 class Endpoint(VisionLanguage):
@@ -135,7 +128,7 @@ class Endpoint(VisionLanguage):
         model: The model's name there.
         base_url: What comes before `/chat/completions`; None where it is still to be given: asking is then refused.
         api_key_env: Environment variable that holds the API key; None for an endpoint without keys.
-        sampling: How an answer is drawn.
+        sampling: How an answer is sampled.
         sent: The form of the pictures.
         patience: How long to wait and how often to ask again.
         cache: As in `VisionLanguage`.
@@ -150,22 +143,22 @@ class Endpoint(VisionLanguage):
         base_url: str | None = None,
         api_key_env: str | None = None,
         sampling: Sampling | None = None,
-        sent: Sent | None = None,
-        patience: Patience | None = None,
+        sent: ImageEncoding | None = None,
+        patience: RetryPolicy | None = None,
         cache: str | None = None,
         max_failures: int | None = None,
         price: Price | None = None,
     ) -> None:
         super().__init__(cache=cache, max_failures=max_failures, price=price)
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url={base_url}: is no address; give one that begins with https://")
+            raise ValueError(f"base_url={base_url}: must begin with https:// or http://")
         self._model, self.base_url, self.api_key_env = model, base_url, api_key_env
-        self.sampling, self.sent, self.patience = sampling or Sampling(), sent or Sent(), patience or Patience()
+        self.sampling, self.sent = sampling or Sampling(), sent or ImageEncoding()
+        self.patience = patience or RetryPolicy()
         self.concurrent = self.patience.concurrent
-        self._http: httpx.Client | None = None
-        self._not_before = (
-            0.0  # of every request, on the clock of `time.monotonic`: a limit of rate holds for all of them
-        )
+        self._opened: openai.OpenAI | None = None
+        self._not_before = 0.0  # of every request, on the clock of `time.monotonic`: a rate limit holds for all of them
+        self._thread = threading.local()
 
     @property
     def model(self) -> str:
@@ -178,7 +171,7 @@ class Endpoint(VisionLanguage):
         return {"kind": "endpoint", "model": self.model, "sampling": sampling, "sent": asdict(self.sent)}
 
     def to(self, device: Any) -> Self:
-        """The same: the model is elsewhere.
+        """Return the same part: the model is elsewhere.
 
         Args:
             device: Not needed.
@@ -195,11 +188,11 @@ class Endpoint(VisionLanguage):
         return self
 
     def answer(self, question: Question, stop: threading.Event) -> Answer:
-        """Asks the endpoint until it answers, declines, or patience ends.
+        """Ask the endpoint until it answers, declines, or the attempts are used up.
 
         Args:
             question: The question.
-            stop: Ends a wait between requests.
+            stop: Set when no answer is wanted any more: nothing is asked again then.
 
         Returns:
             The answer.
@@ -208,82 +201,126 @@ class Endpoint(VisionLanguage):
             NoAnswer: The model declines, its answer is cut, or every request failed.
             PartMissing: The endpoint refuses the key, the model or the address.
         """
-        self.to(None)
-        content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
+        client = self.to(None)._client()
+        import openai
+
+        content: list[Any] = [{"type": "text", "text": question.prompt}]
         if question.picture is not None:
             content.append({"type": "image_url", "image_url": {"url": self.sent.url(question.picture)}})
-        body = {"model": self.model, **self.sampling.request(), "messages": [{"role": "user", "content": content}]}
-        attempt = 1
-        while True:
-            stop.wait(max(0.0, self._not_before - time.monotonic()))
-            try:
-                return self._request(body)
-            except _Again as error:
-                wait = self.patience.pause(attempt) if error.wait is None else error.wait
-                if attempt >= self.patience.attempts or stop.is_set():
-                    raise NoAnswer(f"{error.failure} ({attempt} attempts)", reason=error.failure.reason) from None
-                if wait > self.patience.longest_wait:
-                    raise NoAnswer(
-                        f"{error.failure}: asks to wait {wait:g} s, longer than longest_wait={self.patience.longest_wait:g}",
-                        reason=error.failure.reason,
+        messages: list[Any] = [{"role": "user", "content": content}]
+        more: dict[str, Any] = self.sampling.request()
+        if self.api_key_env is None:
+            more["extra_headers"] = {"Authorization": openai.omit}
+        self._thread.stop, times = stop, f"({self.patience.attempts} attempts)"
+        try:
+            answer = client.chat.completions.create(model=self.model, messages=messages, **more)
+        except openai.APITimeoutError:
+            told = f"{self.model}: no response in patience.timeout={self.patience.timeout:g} s {times}"
+            raise NoAnswer(told, reason="timeout") from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__
+            if str(cause) == BROKEN:
+                raise NoAnswer(f"{self.model}: {BROKEN} {times}", reason="broken response") from None
+            raise NoAnswer(f"{self.model}: {type(cause).__name__}: {cause} {times}", reason="connection") from None
+        except openai.APIStatusError as error:
+            raise self._failure(error.status_code, error.body, error.code) from None
+        return self._read(answer)
+
+    def _client(self) -> openai.OpenAI:
+        """Open the client, once and late: its package takes seconds to import."""
+        with self._lock:
+            if self._opened is None:
+                import httpx2
+                import openai
+
+                hooks: dict[str, Any] = {"request": [self._before], "response": [self._after]}
+                # an answer takes seconds, so that a connection each costs nothing, and none is left open between batches
+                limits = httpx2.Limits(max_keepalive_connections=0)
+                try:
+                    self._opened = openai.OpenAI(
+                        api_key=self._key() or "none",
+                        base_url=self.base_url,
+                        timeout=self.patience.timeout,
+                        max_retries=self.patience.attempts - 1,
+                        http_client=openai.DefaultHttpxClient(event_hooks=hooks, limits=limits),
+                    )
+                except httpx2.InvalidURL as error:
+                    raise PartMissing(
+                        f"base_url={self.base_url}: is no address ({error}); give one such as https://HOST/v1"
                     ) from None
-                if error.wait is not None:
-                    self._not_before = max(self._not_before, time.monotonic() + wait)
-                else:
-                    stop.wait(wait)
-                attempt += 1
+            return self._opened
 
-    def _request(self, body: dict[str, Any]) -> Answer:
-        """One request."""
-        key = self._key()
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        try:
-            address = f"{(self.base_url or '').rstrip('/')}/chat/completions"
-            response = self._client().post(address, json=body, headers=headers)
-        except httpx.TimeoutException:
-            failure = NoAnswer(f"{self.model}: no response in {self.patience.timeout:g} s", reason="timeout")
-            raise _Again(failure) from None
-        except httpx.InvalidURL as error:
-            raise PartMissing(
-                f"base_url={self.base_url}: is no address ({error}); give one such as https://HOST/v1"
-            ) from None
-        except httpx.TransportError as error:
-            failure = NoAnswer(f"{self.model}: {type(error).__name__}: {error}", reason="connection")
-            raise _Again(failure) from None
-        if not response.is_success:
-            raise self._failure(response, key)
-        try:
-            return _read(self.model, response.json(), self.sampling.max_tokens)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            if isinstance(error, NoAnswer):
-                raise
-            failure = NoAnswer(f"{self.model}: the response is no chat completion", reason="broken response")
-            raise _Again(failure) from None
+    def _before(self, request: httpx2.Request) -> None:
+        """Wait until the endpoint takes requests again; ask nothing that nobody wants to know any more."""
+        stop: threading.Event = self._thread.stop
+        stop.wait(max(0.0, self._not_before - time.monotonic()))
+        if stop.is_set():
+            raise NoAnswer(f"{self.model}: the work has ended", reason="given up", is_fault=False)
 
-    def _failure(self, response: httpx.Response, key: str | None) -> Exception:
-        """What a response with an error's status means."""
-        status, said = response.status_code, _error_of(response)
-        told = " ".join(said.get("message", "").split())[:200]
-        told = told if not key else told.replace(key, "...")
+    def _after(self, response: httpx2.Response) -> None:
+        """Look at a response before the client does."""
+        import httpx2
+
+        response.read()
+        body: Any = None
+        with contextlib.suppress(ValueError):
+            body = response.json()
+        if response.is_success:
+            try:
+                dict(body["choices"][0]["message"])
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+            ):  # to the client an error of the connection, so that it asks again
+                raise httpx2.RemoteProtocolError(BROKEN, request=response.request) from None
+            return
+        error = body.get("error") if isinstance(body, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        if code == "insufficient_quota":  # no rate limit, though it has the status of one
+            raise self._failure(402, error, code)
+        with contextlib.suppress(ValueError):  # a date is left to the client, for the one request
+            wait = float(response.headers.get("Retry-After", "none"))
+            if 0 < wait <= LONGEST_WAIT:
+                self._not_before = max(self._not_before, time.monotonic() + wait)
+
+    def _failure(self, status: int, error: object, code: str | None) -> NoAnswer | PartMissing:
+        """Return what a response with an error's status means."""
+        message = error.get("message") if isinstance(error, dict) else None
+        told = " ".join(str(message or "").split())[:200]
+        if key := os.environ.get(self.api_key_env or "", "").strip():
+            told = told.replace(key, "...")
         what = f"{self.model}: status {status}{f': {told}' if told else ''}"
-        if status in NEVER or said.get("code") == "insufficient_quota":
-            subject = NEVER.get(status, "payment")
+        if status in REFUSED:
             variable = f" (environment variable {self.api_key_env})" if status == 401 and self.api_key_env else ""
-            return PartMissing(f"{what}; the endpoint refuses every question: check {subject}{variable}")
-        if status in AGAIN:
-            return _Again(NoAnswer(what, reason=f"status {status}"), _seconds(response.headers.get("Retry-After")))
-        declined = "content" in said.get("code", "") or "policy" in said.get("code", "")
+            return PartMissing(f"{what}; the endpoint refuses every question: check {REFUSED[status]}{variable}")
+        declined = "content" in (code or "") or "policy" in (code or "")
         return NoAnswer(what, reason="declined" if declined else f"status {status}", is_fault=not declined)
 
-    def _client(self) -> httpx.Client:
-        """Who asks. Every request has a connection of its own: an answer takes seconds, and none is left open between batches."""
-        with self._lock:
-            if self._http is None:
-                limits = httpx.Limits(max_keepalive_connections=0)
-                self._http = httpx.Client(timeout=self.patience.timeout, limits=limits, verify=_certificates())
-            return self._http
+    def _read(self, completion: ChatCompletion) -> Answer:
+        """Return the answer of a chat completion, or raise why there is none."""
+        choice, usage = completion.choices[0], completion.usage
+        count_in, count_out = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        refusal, content = choice.message.refusal, choice.message.content
+
+        def no_answer(told: str, reason: str) -> NoAnswer:
+            spent = {"tokens_in": count_in or 0, "tokens_out": count_out or 0}
+            return NoAnswer(f"{self.model}: {told}", reason=reason, is_fault=False, **spent)
+
+        if refusal or choice.finish_reason == "content_filter":
+            raise no_answer(f"declines to answer: {str(refusal or '')[:200]}", "declined")
+        if choice.finish_reason == "length":
+            raise no_answer(
+                f"the answer is cut at sampling.max_tokens={self.sampling.max_tokens}; allow more", "cut answer"
+            )
+        if isinstance(content, list):  # as some servers have it
+            content = "".join(part["text"] for part in content if part.get("type") == "text")
+        if not (content or "").strip():
+            raise no_answer("the answer is empty", "empty answer")
+        return Answer(text=content, tokens_in=count_in, tokens_out=count_out, model=completion.model or "")
 
     def _key(self) -> str | None:
+        """Return the API key; None for an endpoint without keys."""
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
@@ -293,62 +330,3 @@ class Endpoint(VisionLanguage):
                 "or give api_key_env=null for an endpoint without keys"
             )
         return key
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Whom to trust; read once, since that takes longer than a request."""
-    return httpx.create_ssl_context()
-
-
-def _read(model: str, body: Any, max_tokens: int | None) -> Answer:
-    """The answer of a chat completion; raises what a wrong form raises."""
-    (choice, *_) = body["choices"]
-    message, usage = choice["message"], body.get("usage") or {}
-    spent = {name: _count(usage.get(key)) for name, key in (("in", "prompt_tokens"), ("out", "completion_tokens"))}
-    tokens = {"tokens_in": spent["in"] or 0, "tokens_out": spent["out"] or 0}
-    finish, refusal = choice.get("finish_reason"), message.get("refusal")
-    if refusal or finish == "content_filter":
-        told = f": {str(refusal)[:200]}" if refusal else ""
-        raise NoAnswer(f"{model}: declines to answer{told}", reason="declined", is_fault=False, **tokens)
-    if finish == "length":
-        told = f"the answer is cut at sampling.max_tokens={max_tokens}; allow more"
-        raise NoAnswer(f"{model}: {told}", reason="cut answer", is_fault=False, **tokens)
-    content = message["content"]
-    text = content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
-    if not text.strip():
-        raise NoAnswer(f"{model}: the answer is empty", reason="empty answer", is_fault=False, **tokens)
-    said = body.get("model")
-    named = said if isinstance(said, str) else ""
-    return Answer(text=text, tokens_in=spent["in"], tokens_out=spent["out"], model=named)
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _error_of(response: httpx.Response) -> dict[str, str]:
-    """Message and code of an error's body, as far as it has them."""
-    try:
-        error = response.json()["error"]
-        if isinstance(error, str):
-            return {"message": error}
-        return {name: str(error[name]) for name in ("message", "code") if error.get(name) is not None}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """How long Retry-After asks to wait, s: it is a number of seconds or a date."""
-    if retry_after is None:
-        return None
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        until = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())

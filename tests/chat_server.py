@@ -80,7 +80,8 @@ def chat_server(*script: Reply, **settings: Any) -> Iterator[ChatServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            reply = state.reply(self.path, dict(self.headers), body)
+            headers = {name.title(): value for name, value in self.headers.items()}
+            reply = state.reply(self.path, headers, body)
             if reply.closes:
                 self.close_connection = True
                 return

@@ -11,7 +11,7 @@ import pytest
 
 from labelling.answer_files import AnswerFiles
 from labelling.asking_describer import AskingDescriber
-from labelling.endpoint import Endpoint, Patience, Sampling
+from labelling.endpoint import Endpoint, RetryPolicy, Sampling
 from labelling.json_answer import json_of
 from labelling.parts import PartMissing
 from labelling.vision_language import NoAnswer, Question, RecordedAnswers, picture_hash, text_hash
@@ -27,7 +27,7 @@ def _no_proxy(monkeypatch):
 
 
 def endpoint(server, folder, **settings):
-    patience = Patience(attempts=1, timeout=5.0, concurrent=2)
+    patience = RetryPolicy(attempts=1, timeout=5.0, concurrent=2)
     return Endpoint(
         **{"model": "judge", "base_url": server.url, "patience": patience, "cache": str(folder), **settings}
     )
@@ -135,11 +135,11 @@ def test_what_another_process_adds_is_seen_at_once(tmp_path):
 SCRIPT = """
 import sys
 import numpy as np
-from labelling.endpoint import Endpoint, Patience
+from labelling.endpoint import Endpoint, RetryPolicy
 from labelling.vision_language import Question
 
 url, folder, begin = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model = Endpoint(model="judge", base_url=url, cache=folder, patience=Patience(concurrent=3))
+model = Endpoint(model="judge", base_url=url, cache=folder, patience=RetryPolicy(concurrent=3))
 print("ready", flush=True)
 sys.stdin.readline()
 questions = [Question(picture=None, prompt=f"What is {n}?") for n in range(begin, begin + 30)]
@@ -246,7 +246,7 @@ def test_what_is_no_json_mapping_is_no_answer(text):
 
 def test_a_describer_asks_with_the_tag_and_goes_on_without_an_answer():
     with chat_server(says("A red\n house."), refuses(400, "no"), says("A dog.")) as server:
-        model = Endpoint(model="m", base_url=server.url, patience=Patience(concurrent=1))
+        model = Endpoint(model="m", base_url=server.url, patience=RetryPolicy(concurrent=1))
         describer = AskingDescriber(model=model, prompt="What is this{tag}?").to("cpu")
         assert describer(PICTURES[:3], ["house", "", "dog"]) == ["A red house.", "", "A dog."]
         prompts = [body["messages"][0]["content"][0]["text"] for body in server.bodies]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from labelling.endpoint import Endpoint, Patience
+from labelling.endpoint import Endpoint, RetryPolicy
 from labelling.vision_language import NoAnswer, RecordedAnswers, picture_hash, text_hash
 from metrics.base import NotAvailable
 from metrics.sg_iou import OpenSgIou, SgIou, asked_of, folded, lists_of, set_iou
@@ -139,7 +139,7 @@ def test_other_answers_cannot_be_read(text):
 
 
 def metric_of(server, kind=SgIou, prompt=PROMPT, **settings):
-    model = Endpoint(model="judge", base_url=server.url, patience=Patience(attempts=1, concurrent=2), **settings)
+    model = Endpoint(model="judge", base_url=server.url, patience=RetryPolicy(attempts=1, concurrent=2), **settings)
     return kind(model=model, prompt=prompt).to("cpu")
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules.shard_index import ShardError
-from labelling.endpoint import Endpoint, Patience
+from labelling.endpoint import Endpoint, RetryPolicy
 from labelling.parts import PartMissing
 from labelling.vision_language import RecordedAnswers, text_hash
 from preparation.graphs import Graphs
@@ -49,7 +49,7 @@ def stage_of(server, **settings):
     model = Endpoint(
         model="annotator",
         base_url=server.url,
-        patience=Patience(attempts=1, concurrent=1),
+        patience=RetryPolicy(attempts=1, concurrent=1),
         **{name: settings.pop(name) for name in ("cache", "max_failures") if name in settings},
     )
     return Graphs(model=model, prompt=PROMPT, **settings).to("cpu")
