@@ -1,4 +1,1 @@
-"""Files that are there whole or not at all: one writer for everything that a killed process must not leave in halves.
-
-Nothing here knows what is in a file.
-"""
+"""Files, whatever is in them: one writer that leaves nothing in halves, and the quiet opening of models' files."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
+from files.quiet import quiet_libraries
 from labelling.coco_names import COCO_NAMES
 from labelling.parts import Detections, Detector, PartMissing
 
@@ -151,8 +152,9 @@ class HubDetector(ClosedDetector):
             from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
             try:
-                self._prepare = AutoImageProcessor.from_pretrained(self.model, revision=self.revision)
-                network = AutoModelForObjectDetection.from_pretrained(self.model, revision=self.revision)
+                with quiet_libraries():
+                    self._prepare = AutoImageProcessor.from_pretrained(self.model, revision=self.revision)
+                    network = AutoModelForObjectDetection.from_pretrained(self.model, revision=self.revision)
             except (OSError, ValueError, ImportError) as error:
                 raise PartMissing(
                     f"detector.model={self.model}: cannot be opened ({_line(error)}); "

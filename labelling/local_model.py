@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 
+from files.quiet import quiet_libraries
 from labelling.parts import PartMissing
 from labelling.vision_language import Answer, NoAnswer, Question, VisionLanguage, picture_hash, text_hash
 
@@ -79,11 +80,11 @@ class LocalModel(VisionLanguage):
             from transformers import AutoModelForImageTextToText, AutoProcessor  # here: slow to import
 
             given = {"revision": self.revision} if self.revision else {}
+            dtype = getattr(torch, self.dtype)
             try:
-                self._processor = AutoProcessor.from_pretrained(self.model, **given)
-                network = AutoModelForImageTextToText.from_pretrained(
-                    self.model, dtype=getattr(torch, self.dtype), **given
-                )
+                with quiet_libraries():
+                    self._processor = AutoProcessor.from_pretrained(self.model, **given)
+                    network = AutoModelForImageTextToText.from_pretrained(self.model, dtype=dtype, **given)
             except (OSError, ValueError, ImportError) as error:
                 told = " ".join(str(error).split())[:200]
                 raise PartMissing(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from files.quiet import quiet_libraries
 from labelling.parts import Part, PartMissing
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -104,7 +105,8 @@ class Pretrained(Part):
 
     def _guarded(self, opener: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         try:
-            return opener()
+            with quiet_libraries():
+                return opener()
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise PartMissing(f"{self.kind}.model={self.name}: cannot be opened ({reason}); {self.way_out}") from error

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from files.quiet import quiet_libraries
 from metrics.base import NotAvailable
 
 T = TypeVar("T")
@@ -59,7 +60,8 @@ def pretrained(load: Callable[..., T], model: str, *, setting: str, revision: st
         NotAvailable: It is neither on the hub, nor in its cache, nor a folder that holds it.
     """
     try:
-        return load(model, revision=revision)
+        with quiet_libraries():
+            return load(model, revision=revision)
     except (OSError, ValueError) as error:
         where = (
             "folder without such files" if Path(model).is_dir() else "neither a local folder nor to be had from the hub"

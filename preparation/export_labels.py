@@ -87,10 +87,12 @@ def clip_embedding(model: str, *, device: Any = "cpu", revision: str | None = No
     import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    from files.quiet import quiet_libraries
     from models.text import TextTower, TextTowers
 
-    tokenizer = CLIPTokenizer.from_pretrained(model, revision=revision or "main")
-    encoder = CLIPTextModel.from_pretrained(model, revision=revision or "main")
+    with quiet_libraries():
+        tokenizer = CLIPTokenizer.from_pretrained(model, revision=revision or "main")
+        encoder = CLIPTextModel.from_pretrained(model, revision=revision or "main")
     towers = TextTowers([TextTower(tokenizer, encoder)]).eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()

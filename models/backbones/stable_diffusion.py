@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from files.quiet import quiet_libraries
 from models.backbones.base import Backbone, config_of
-from models.quiet import quiet_libraries
 from models.text import TextTower, TextTowers, word_tokenizer
 from scenes.json_form import parse_mapping
 

@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
+from files.quiet import quiet_libraries
 from models.backbones.stable_diffusion import COMPONENTS, TOWERS, StableDiffusion, _encoder_class, _read
-from models.quiet import quiet_libraries
 from models.text import word_tokenizer
 
 WORDS = """

@@ -1,22 +1,26 @@
-"""Keeps the libraries that open models from writing between a command's own lines: bars of local loads, advice, notices.
+"""Opening models' files without what the libraries write between a command's own lines: bars of local loads, advice, notices.
 
-Downloads keep their bar: they take minutes.
+Downloads keep their bar: they take minutes. Libraries are imported when one of their models is opened, and not before.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block, or the function that it decorates, transformers and diffusers report errors alone."""
-    logs = (transformers_logging, diffusers_logging)
+    """Let transformers and diffusers report errors alone, within the block or the function that it decorates."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    logs = [transformers_logging]
+    if "diffusers" in sys.modules:
+        from diffusers.utils import logging as diffusers_logging
+
+        logs.append(diffusers_logging)
     before = [log.get_verbosity() for log in logs]
     had_bars, downloads_show = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     for log in logs:
