@@ -26,22 +26,16 @@ def one_thread():
 @pytest.fixture(scope="module")
 def labelling(tiny_model):
     """Labelling with tiny models: what they say means nothing, but it is said each time alike."""
-    return [
-        "task=label",
-        "tagger=vocabulary",
-        "tagger.words=[red circle,blue square,dog]",
-        "detector=grounding_dino",
-        f"detector.model={tiny_model('grounding_dino')}",
+    named = {"detector": "grounding_dino", "segmenter": "sam", "describer": "qwen_vl"}
+    models = [word for part, name in named.items() for word in (f"{part}={name}", f"{part}.model={tiny_model(name)}")]
+    settings = [
         "detector.box_threshold=0.05",
-        "segmenter=sam",
-        f"segmenter.model={tiny_model('sam')}",
-        "describer=qwen_vl",
-        f"describer.model={tiny_model('qwen_vl')}",
         "describer.dtype=float32",
         "describer.max_tokens=4",
         "stage.short_side=24",
-        "accelerator=cpu",
     ]
+    words = ["tagger=vocabulary", "tagger.words=[red circle,blue square,dog]"]
+    return ["task=label", "accelerator=cpu", *words, *models, *settings]
 
 
 @pytest.fixture
@@ -55,14 +49,8 @@ def few(samples, tmp_path):
 
 
 SOURCES = {
-    "sa1b": [
-        "source=sa1b",
-        "source.root={samples}/sa1b",
-        "source.tars=sa_000000.tar",
-        "source.short_side=64",
-        "shard_size=3",
-    ],
-    "cc3m": ["source=img2dataset", "source.root={few}", "source.short_side=64", "shard_size=3"],
+    "sa1b": ["source=sa1b", "source.root={samples}/sa1b", "source.tars=sa_000000.tar"],
+    "cc3m": ["source=img2dataset", "source.root={few}"],
 }
 
 
@@ -73,6 +61,7 @@ def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, samples,
     def chain(root):
         """Convert, latents, label, stats, each over what the one before made."""
         source = [argument.format(samples=samples, few=few) for argument in SOURCES[name]]
+        source += ["source.short_side=64", "shard_size=3"]
         steps = [("shards", source), ("latents", latents), ("labelled", labelling), ("stats", ["task=stats"])]
         given = [root / step for step, _ in steps]
         return [
@@ -83,19 +72,15 @@ def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, samples,
     unbroken, broken = tmp_path / "unbroken" / "data", tmp_path / "broken" / "data"
     for arguments in chain(unbroken):
         prepare(compose("prepare", arguments))
-    second, third = (
-        ("000000-1", "000000-2") if name == "sa1b" else ("000001", "000002")
-    )  # a file's shards are named by it
+    # the shards of a file are named by it
+    second, third = ("000000-1", "000000-2") if name == "sa1b" else ("000001", "000002")
     for fatal in (f"latents/{second}.tar", f"labelled/{third}.tar"):
         assert killed(chain(broken), before=fatal) == signal.SIGKILL
         assert not (broken / fatal).exists()
         assert list((broken / fatal).parent.glob(".*.partial"))
     for arguments in chain(broken):
         prepare(compose("prepare", arguments))
-    assert contents(broken) == {
-        path: content.replace(str(unbroken).encode(), str(broken).encode())
-        for path, content in contents(unbroken).items()
-    }
+    assert contents(broken) == contents(unbroken, called=broken)
     assert check_folder(str(broken / "labelled")).faults == []
     made = ShardSet(broken / "labelled")
     assert made.provides >= {"latents", "image", "boxes", "phrases", "masks", "descriptions", "scores"}
@@ -126,5 +111,7 @@ def killed(chain, *, before):
         os._exit(1)  # never reached where it is killed
 
 
-def contents(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+def contents(root, called=None):
+    """Every file of a folder, as it would be if the folder were called otherwise."""
+    files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: data.replace(str(root).encode(), str(called or root).encode()) for name, data in files.items()}
