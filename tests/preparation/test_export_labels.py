@@ -11,7 +11,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from datamodules.safe_pickle import load_pth
 from datamodules.shards import ShardError, write_shards
-from datamodules.sources.base import Source
 from datamodules.sources.gligen_coco import GligenCoco
 from datamodules.sources.img2dataset import content_window
 from datamodules.sources.rich_context import RichContext
@@ -21,6 +20,7 @@ from preparation.prepare import prepare
 from runtime.composition import compose
 from scenes import Frame, Scene, SceneObject
 from scenes.masks import encode
+from tests.preparation.conftest import Listed
 
 SIZE = (48, 80)  # px, of other sides than any power of two
 
@@ -57,22 +57,14 @@ SCENES = [
 ]
 
 
-class Listed(Source):
-    provides = frozenset({"image", "caption", "boxes", "phrases", "scores", "masks", "descriptions"})
-
-    def __init__(self, scenes):
-        self.scenes = scenes
-
-    def __len__(self):
-        return len(self.scenes)
-
-    def __iter__(self):
-        for number, scene in enumerate(self.scenes):
-            yield scene, Image.new("RGB", scene.frame.target[::-1], (90, 20 * number, 200))
+PROVIDES = "image caption boxes phrases scores masks descriptions"
 
 
 def shards_of(scenes, folder):
-    return write_shards(Listed(scenes), folder / "shards", shard_size=2)
+    def picture(number, scene):
+        return Image.new("RGB", scene.frame.target[::-1], (90, 20 * number, 200))
+
+    return write_shards(Listed(scenes, picture, provides=PROVIDES), folder / "shards", shard_size=2)
 
 
 def same_objects(read, written):
@@ -184,16 +176,9 @@ def test_the_list_holds_features_for_the_published_loader(tmp_path):
 def test_the_command_writes_either_form(tmp_path, capsys):
     shards = shards_of(SCENES, tmp_path)
     tokenizer = word_tokenizer(["dog", "cat", "häuser"], max_length=16)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **sizes, **ids)
     encoder = CLIPTextModel(config).eval()
     encoder.save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")
@@ -209,32 +194,28 @@ def test_the_command_writes_either_form(tmp_path, capsys):
         with torch.no_grad():
             pooled = encoder(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output[0]
         torch.testing.assert_close(features[phrase], pooled, rtol=1e-5, atol=1e-6)
-    for words, told in (
-        ("export.form=coco", "export.form=coco: no such choice"),
-        ("export.text_encoder=X", "export.text_encoder=X: only form=gligen_coco holds features"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            compose("prepare", [*given, "out=DIR", words])
+    for wrong in ("export.form=coco", "export.text_encoder=X"):
+        with pytest.raises(ValueError, match=f"{wrong}: "):
+            compose("prepare", [*given, "out=DIR", wrong])
 
 
 def test_what_cannot_be_told_is_refused_and_leaves_nothing(tmp_path):
     plain = SceneObject(phrase="dog", box=(0, 0, 1, 1))
     scored = replace(plain, score=0.5)
     frame = Frame(original=SIZE)
-    for number, (scenes, words) in enumerate(
-        [
-            ([Scene(id="x", objects=(plain,), frame=frame)], "no score"),
-            ([Scene(id="a/b", objects=(scored,), frame=frame)], "cannot be the name of a file"),
-            ([Scene(id="x", objects=(scored,), frame=frame)] * 2, "is there twice"),
-        ]
-    ):
+    wrong = {
+        "x: .*score": [Scene(id="x", objects=(plain,), frame=frame)],
+        "a/b": [Scene(id="a/b", objects=(scored,), frame=frame)],
+        "x: .*twice": [Scene(id="x", objects=(scored,), frame=frame)] * 2,
+    }
+    for number, (words, scenes) in enumerate(wrong.items()):
         folder = tmp_path / str(number)
         with pytest.raises(ShardError, match=words) as caught:
             export_labels(shards_of(scenes, folder), folder / "out")
         assert "\n" not in str(caught.value)
         assert [path.name for path in folder.iterdir()] == ["shards"]
     shards = shards_of(SCENES, tmp_path)
-    with pytest.raises(ValueError, match="export.form=coco: no such choice; take one of rich_context, gligen_coco"):
+    with pytest.raises(ValueError, match="export.form=coco"):
         export_labels(shards, tmp_path / "out", form="coco")
-    with pytest.raises(ShardError, match="is there already"):
+    with pytest.raises(ShardError, match=str(shards)):
         export_labels(shards, shards)

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from datamodules.shards import ShardError, write_shards
-from datamodules.sources.base import Source
 from datamodules.sources.laion_sg import LaionSg
 from preparation.export_laion_sg import export_laion_sg
 from preparation.prepare import prepare
 from runtime.composition import compose
 from scenes import Frame, Relation, Scene, SceneObject
 from scenes.graph import isolated_objects, triples
+from tests.preparation.conftest import Listed
 
 SIZE = (24, 40)
 
@@ -60,19 +60,11 @@ def test_what_is_published_comes_back_as_it_was(samples, tmp_path, capsys):
     assert scenes[0] == scenes[1]
 
 
-class Listed(Source):
-    provides = frozenset({"image", "caption", "phrases"})
-    image_format = "png"
+def shards_of(scenes, folder):
+    def picture(number, scene):
+        return Image.fromarray(np.full((*SIZE, 3), number, np.uint8))
 
-    def __init__(self, scenes):
-        self.scenes = scenes
-
-    def __len__(self):
-        return len(self.scenes)
-
-    def __iter__(self):
-        for number, scene in enumerate(self.scenes):
-            yield scene, Image.fromarray(np.full((*SIZE, 3), number, np.uint8))
+    return write_shards(Listed(scenes, picture, provides="image caption phrases", image_format="png"), folder)
 
 
 SCENE = Scene(
@@ -90,7 +82,7 @@ BARE = Scene(id="bare", objects=SCENE.objects[1:2], frame=Frame(original=SIZE))
 
 
 def test_scenes_of_other_sources_keep_phrases_and_triples_and_the_rest_is_counted(tmp_path):
-    counts = export_laion_sg(write_shards(Listed([SCENE, BARE]), tmp_path / "shards"), tmp_path / "out")
+    counts = export_laion_sg(shards_of([SCENE, BARE], tmp_path / "shards"), tmp_path / "out")
     assert counts == {
         "entries": 2,
         "items": 4,
@@ -103,11 +95,8 @@ def test_scenes_of_other_sources_keep_phrases_and_triples_and_the_rest_is_counte
         "entries without relations, which the published loader passes over": 1,
     }
     first, second = json.loads((tmp_path / "out" / "train.json").read_text())
-    assert [(item["label"], item["attributes"]) for item in first["items"]] == [
-        ("cat", ["red", "old"]),
-        ("dog", []),
-        ("a tree", []),
-    ]
+    items = [(item["label"], item["attributes"]) for item in first["items"]]
+    assert items == [("cat", ["red", "old"]), ("dog", []), ("a tree", [])]
     assert first["relations"] == [{"triple_id": 0, "item1": 2, "relation": "by", "item2": 0, "global_relation_id": 0}]
     assert (first["name"], first["score"], first["url"]) == ("x.png", "", "")
     assert [item["global_item_id"] for item in second["items"]] == [3]
@@ -119,7 +108,7 @@ def test_scenes_of_other_sources_keep_phrases_and_triples_and_the_rest_is_counte
 def test_a_picture_keeps_the_name_that_it_was_published_under(tmp_path):
     names = {"a": "one.png", "b": "two.jpg", "c": "of/three.png", "d": ""}
     scenes = [replace(BARE, id=name, provenance={"name": told} if told else {}) for name, told in names.items()]
-    shards = write_shards(Listed(scenes), tmp_path / "shards")
+    shards = shards_of(scenes, tmp_path / "shards")
     export_laion_sg(shards, tmp_path / "out")
     entries = json.loads((tmp_path / "out" / "train.json").read_text())
     assert [entry["name"] for entry in entries] == ["one.png", "b.png", "c.png", "d.png"]  # what is written is PNG
@@ -128,8 +117,8 @@ def test_a_picture_keeps_the_name_that_it_was_published_under(tmp_path):
     entries = json.loads((tmp_path / "alone" / "train.json").read_text())
     assert [entry["name"] for entry in entries] == ["one.png", "two.jpg", "of/three.png", "d.png"]
     assert not list((tmp_path / "alone" / "data").iterdir())
-    twice = write_shards(Listed([*scenes, replace(BARE, id="one")]), tmp_path / "twice")
-    with pytest.raises(ShardError, match=r"one: its picture one\.png is there twice"):
+    twice = shards_of([*scenes, replace(BARE, id="one")], tmp_path / "twice")
+    with pytest.raises(ShardError, match=r"one: .*one\.png"):
         export_laion_sg(twice, tmp_path / "out_twice")
     assert not (tmp_path / "out_twice").exists()
 
@@ -140,15 +129,8 @@ def test_a_published_name_that_is_not_the_id_is_remembered(tmp_path):
     Image.new("RGB", (5, 4)).save(root / "data" / "cat.jpg")
     item = {"item_id": 4, "label": "cat", "attributes": [], "global_item_id": 9}
     relation = {"triple_id": 0, "item1": 4, "relation": "by", "item2": 2, "global_relation_id": 3}
-    entry = {
-        "img_id": "77",
-        "name": "cat.jpg",
-        "caption_ori": "A cat.",
-        "score": "6.1",
-        "url": "http://x",
-        "items": [item, {**item, "item_id": 2}],
-        "relations": [relation],
-    }
+    entry = {"img_id": "77", "name": "cat.jpg", "caption_ori": "A cat.", "score": "6.1", "url": "http://x"}
+    entry |= {"items": [item, {**item, "item_id": 2}], "relations": [relation]}
     (root / "train.json").write_text(json.dumps([entry]))
     export_laion_sg(write_shards(LaionSg(root=str(root)), tmp_path / "shards"), tmp_path / "out")
     (again,) = json.loads((tmp_path / "out" / "train.json").read_text())

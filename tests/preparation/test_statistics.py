@@ -8,28 +8,17 @@ import pytest
 from PIL import Image
 
 from datamodules.shards import ShardError, ShardSet, write_shards
-from datamodules.sources.base import Source
 from datamodules.sources.shapes import Shapes
 from preparation.statistics import STATISTICS, told, write_statistics
 from scenes.scene import Relation, Scene, SceneObject
+from tests.preparation.conftest import Listed
 
 
-class Graphs(Source):
-    """Scenes under the name of a published data set: no boxes, one relation in two scenes of three."""
-
-    provides = frozenset({"image", "caption", "phrases", "attributes", "relations"})
-    name = "laion_sg"
-
-    def __len__(self):
-        return 3
-
-    def __iter__(self):
-        for number in range(3):
-            objects = tuple(
-                SceneObject(phrase="tall $ man", label="man", attributes=("tall",)) for _ in range(2 + number)
-            )
-            relations = (Relation(subject=0, predicate="surrounded by", object=1),) if number else ()
-            yield Scene(id=str(number), caption="a b c", objects=objects, relations=relations), Image.new("RGB", (4, 4))
+def graph(number):
+    """No boxes; one relation, but of number 0."""
+    objects = (SceneObject(phrase="tall $ man", label="man", attributes=("tall",)),) * (2 + number)
+    relations = (Relation(subject=0, predicate="surrounded by", object=1),) if number else ()
+    return Scene(id=str(number), caption="a b c", objects=objects, relations=relations)
 
 
 def test_the_numbers_are_those_of_the_scenes(tmp_path):
@@ -62,20 +51,20 @@ def test_the_numbers_are_those_of_the_scenes(tmp_path):
 
 
 def test_published_numbers_stand_beside(tmp_path):
-    shards = write_shards(Graphs(), tmp_path / "in")
+    provides = "image caption phrases attributes relations"
+    source = Listed([graph(number) for number in range(3)], lambda *_: Image.new("RGB", (4, 4)), provides=provides)
+    source.name = "laion_sg"
+    shards = write_shards(source, tmp_path / "in")
     found = write_statistics(shards, tmp_path / "out")
     lines = told(found).splitlines()
     assert lines[0] == "laion_sg: 3 scenes; published: Li et al. 2024, arXiv 2412.08580"
     assert "  objects per scene: 3.00 ± 0.82 (published: 6.39 ± 4.17)" in lines
     assert "  relations: 1 different; surrounded by 100.00% (published: surrounded by 3.78%)" in lines
     assert "area of boxes" not in found
-    assert (
-        "published 6.39" in (tmp_path / "out" / "objects_per_scene.svg").read_text()
-        or (tmp_path / "out" / "objects_per_scene.svg").stat().st_size
-    )
+    assert (tmp_path / "out" / "objects_per_scene.svg").stat().st_size
 
 
 def test_no_shards_are_refused(tmp_path):
-    with pytest.raises(ShardError, match="no such folder"):
+    with pytest.raises(ShardError, match="none"):
         write_statistics(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
