@@ -52,13 +52,9 @@ class ShapesDetector(Placed, Detector):
             boxes = {tag: seen[tag.split()[0]].box for tag in tags if tag.split()[0] in seen}
             areas = {tag: (box[2] - box[0]) * (box[3] - box[1]) for tag, box in boxes.items()}
             order = sorted(boxes, key=lambda tag: -areas[tag])
-            found.append(
-                Detections(
-                    boxes=np.array([boxes[tag] for tag in order], np.float32).reshape(-1, 4),
-                    scores=np.array([areas[tag] for tag in order], np.float32),
-                    labels=tuple(order),
-                )
-            )
+            corners = np.array([boxes[tag] for tag in order], np.float32).reshape(-1, 4)
+            scores = np.array([areas[tag] for tag in order], np.float32)
+            found.append(Detections(boxes=corners, scores=scores, labels=tuple(order)))
         return found
 
 
@@ -67,22 +63,16 @@ class CornerSegmenter(Placed, Segmenter):
 
     def __call__(self, pictures, boxes):
         self.works()
-        masks = []
-        for picture, each in zip(pictures, boxes, strict=True):
-            height, width = picture.shape[:2]
-            rows, columns = np.mgrid[:height, :width]
-            masks.append(
-                np.array(
-                    [
-                        (columns >= x0 * width)
-                        & (columns < (x0 + x1) / 2 * width)
-                        & (rows >= y0 * height)
-                        & (rows < (y0 + y1) / 2 * height)
-                        for x0, y0, x1, y1 in each
-                    ]
-                )
-            )
-        return masks
+        return [
+            np.array([_quarter(picture, box) for box in each]) for picture, each in zip(pictures, boxes, strict=True)
+        ]
+
+
+def _quarter(picture, box):
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = np.multiply(box, (width, height, width, height))
+    rows, columns = np.mgrid[:height, :width]
+    return (columns >= x0) & (columns < (x0 + x1) / 2) & (rows >= y0) & (rows < (y0 + y1) / 2)
 
 
 class SizeDescriber(Placed, Describer):

@@ -62,17 +62,11 @@ def test_objects_that_are_not_wanted_go_with_their_relations(settings, kept, cou
     ],
 )
 def test_scenes_that_are_not_wanted_go(settings, kept, counted):
+    on = (Relation(subject=0, predicate="on", object=1),)
     scenes = [
         scene("none", frame=Frame(original=(40, 20))),
         scene("one", thing("dog"), caption="word", frame=Frame(original=(40, 30))),
-        scene(
-            "three",
-            thing("cat"),
-            SceneObject(phrase="cat"),
-            thing("dog"),
-            caption="a few words more",
-            relations=(Relation(subject=0, predicate="on", object=1),),
-        ),
+        scene("three", thing("cat"), SceneObject(phrase="cat"), thing("dog"), caption="a few words more", relations=on),
     ]
     left, told = passed(scenes, **settings)
     assert (list(left), told) == (kept, counted)
@@ -100,10 +94,10 @@ def test_filtered_shards_tell_what_went(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "no filter is on; set one, such as stage.min_objects=1"),
-        ({"min_area": 2.0}, "stage.min_area=2.0: give a share"),
-        ({"min_objects": -1}, "stage.min_objects=-1: give 0 or more"),
-        ({"min_objects": 4, "max_objects": 3}, "stage.min_objects=4: is over stage.max_objects=3"),
+        ({}, "stage: "),
+        ({"min_area": 2.0}, "stage.min_area=2.0"),
+        ({"min_objects": -1}, "stage.min_objects=-1"),
+        ({"min_objects": 4, "max_objects": 3}, "stage.min_objects=4.*stage.max_objects=3"),
     ],
 )
 def test_filters_that_cannot_be_are_refused(settings, words):

@@ -2,8 +2,8 @@
 
 import functools
 import io
-import json
-from dataclasses import asdict
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ from datamodules.batch import collate
 from datamodules.loaders import PositionDataset
 from datamodules.order import flips, latent_noise
 from datamodules.scene_datamodule import SceneDataModule
-from datamodules.shard_index import INDEX, LATENT, LATENT_FLIPPED, ShardError
+from datamodules.shard_index import LATENT, LATENT_FLIPPED, ShardError
 from datamodules.shards import ShardSet, check_shards, write_shards
-from datamodules.sources.base import LatentForm, Source
+from datamodules.sources.base import LatentForm
 from datamodules.storage import folder_at
 from datamodules.transforms import SceneTransform
 from models.backbones.base import EXACT
@@ -28,6 +28,7 @@ from preparation.runner import read_samples, run_stage
 from preparation.stages import latents, open_part
 from runtime.build import build_module
 from scenes.scene import Frame, Relation, Scene, SceneObject
+from tests.preparation.conftest import Listed, with_index
 
 SIZES = ((64, 64), (80, 112), (120, 72), (64, 96), (100, 100))  # (height, width) px
 SIDE, CELLS = 64, 8
@@ -35,41 +36,28 @@ FACTOR = 0.18215
 NODE = {"_target_": "models.backbones.tiny.tiny_backbone", "kind": "sd15"}
 
 
-class Pictures(Source):
-    """Smooth pictures of every shape; one object in the middle, one at the left end, which a centre square may cut off."""
-
-    provides = frozenset({"image", "caption", "boxes", "phrases", "relations"})
-    image_format = "png"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def __iter__(self):
-        for number in range(self.count):
-            height, width = SIZES[number % len(SIZES)]
-            coarse = np.random.default_rng(number).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-            picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            objects = (
-                SceneObject(phrase="a red circle", box=(0.3, 0.35, 0.6, 0.8)),
-                SceneObject(phrase="a dog", box=(0.01, 0.2, 0.12, 0.3)),
-            )
-            scene = Scene(
-                id=f"picture-{number}",
-                caption="a dog on the left of a red circle",
-                objects=objects,
-                relations=(Relation(subject=1, predicate="left of", object=0),),
-                frame=Frame(original=(height, width)),
-            )
-            yield scene, picture
+def smooth(number, scene):
+    """A smooth picture of the scene's size."""
+    coarse = np.random.default_rng(number).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(scene.frame.original[::-1], Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """12 pictures in 3 shards of 5, 5 and 2."""
-    return write_shards(Pictures(12), tmp_path_factory.mktemp("pictures") / "shards", shard_size=5)
+    """12 pictures of every shape in 3 shards of 5, 5 and 2; of the two objects a centre square may cut one off."""
+    scene = Scene(
+        id="picture",
+        caption="a dog on the left of a red circle",
+        objects=(
+            SceneObject(phrase="a red circle", box=(0.3, 0.35, 0.6, 0.8)),
+            SceneObject(phrase="a dog", box=(0.01, 0.2, 0.12, 0.3)),
+        ),
+        relations=(Relation(subject=1, predicate="left of", object=0),),
+    )
+    frames = [Frame(original=SIZES[number % len(SIZES)]) for number in range(12)]
+    scenes = [replace(scene, id=f"picture-{number}", frame=frame) for number, frame in enumerate(frames)]
+    source = Listed(scenes, smooth, provides="image caption boxes phrases relations", image_format="png")
+    return write_shards(source, tmp_path_factory.mktemp("pictures") / "shards", shard_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +97,6 @@ def encoded(backbone, images):
         return backbone.encode_images(torch.stack(list(images)))
 
 
-# --- what is stored
-
-
 def test_the_index_says_what_the_numbers_are(pictures, prepared):
     folder = prepared(flipped=True)
     stored = ShardSet(folder)
@@ -140,20 +125,15 @@ def test_pictures_may_stay_beside_their_latents(pictures, prepared):
         kept = torch.from_numpy(np.array(sample.picture())).permute(2, 0, 1) / 127.5 - 1
         torch.testing.assert_close(kept, seen.image, rtol=0, atol=1e-6)
     assert torch.equal(samples(folder)[3].latent, samples(prepared())[3].latent)  # training takes the latent
-    again = prepared(pictures=False, store="mode")
-    assert ShardSet(again).latents is not None
 
 
 def test_an_index_from_before_is_read(prepared, tmp_path):
+    def without(index):
+        for key in ("moments", "flipped"):
+            del index["latents"][key]
+
     folder = prepared(store="mode")
-    index = json.loads((folder / INDEX).read_text())
-    for key in ("moments", "flipped"):
-        del index["latents"][key]
-    old = tmp_path / "old"
-    old.mkdir()
-    for shard in folder.glob("*.tar"):
-        (old / shard.name).symlink_to(shard)
-    (old / INDEX).write_text(json.dumps(index))
+    old = with_index(folder, tmp_path / "old", without)
     assert ShardSet(old).latents == ShardSet(folder).latents
     np.testing.assert_array_equal(ShardSet(old)[3].latent, ShardSet(folder)[3].latent)
 
@@ -205,8 +185,7 @@ def test_moments_are_those_of_the_autoencoder_in_latent_units(pictures, prepared
 def test_one_draw_is_a_function_of_seed_and_scene(pictures, prepared):
     moments, drawn = ShardSet(prepared(flipped=True)), ShardSet(prepared(store="sample"))
     twin, other = (
-        ShardSet(prepared(store="sample", flipped=True, batch_size=2)),
-        ShardSet(prepared(store="sample", seed=1)),
+        ShardSet(prepared(store="sample", **more)) for more in ({"flipped": True, "batch_size": 2}, {"seed": 1})
     )
     noise = []
     for number in range(12):
@@ -243,7 +222,7 @@ def test_a_picture_that_cannot_be_decoded_is_left_out_and_told(pictures):
     made = list(stage(given))
     assert [sample.key for sample in made] == [sample.key for n, sample in enumerate(given) if n != 2]
     assert stage.left_out.bad == 1
-    assert "picture-2: picture: " in stage.left_out.skipped[0]
+    assert "picture-2: " in stage.left_out.skipped[0]
     list(stage(given[:2]))
     assert stage.left_out.bad == 0
 
@@ -256,8 +235,7 @@ def test_a_latent_that_is_not_finite_is_left_out_with_the_ways_out(pictures):
     stage = Latents(lambda: broken, model=NODE).to("cpu")
     assert not list(stage(given))
     assert stage.left_out.bad == 5
-    assert "picture-0: its latent, made in float32 and stored in float16, is not finite" in stage.left_out.skipped[0]
-    assert "stage.precision" in stage.left_out.skipped[0]
+    assert re.search("picture-0: .*float32.*float16.*stage.precision", stage.left_out.skipped[0])
 
 
 def test_what_the_picture_decides_wholly_has_no_variance(pictures, backbone_named):
@@ -273,15 +251,8 @@ def test_what_the_picture_decides_wholly_has_no_variance(pictures, backbone_name
 def test_a_full_check_finds_what_is_not_as_the_index_says(prepared, tmp_path):
     folder = prepared(flipped=True)
     assert not check_folder(folder).faults
-    index = json.loads((folder / INDEX).read_text())
-    index["latents"]["width"] = 9
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    for shard in folder.glob("*.tar"):
-        (tmp_path / shard.name).symlink_to(shard)
-    assert "latent: (8, 8, 8) float32 where index.json says (8, 8, 9)" in check_folder(tmp_path).faults[0]
-
-
-# --- only the autoencoder
+    changed = with_index(folder, tmp_path, lambda index: index["latents"].update(width=9))
+    assert re.search(r"latent: \(8, 8, 8\).*\(8, 8, 9\)", check_folder(changed).faults[0])
 
 
 def test_nothing_but_the_autoencoder_is_read(tmp_path, backbone):
@@ -296,7 +267,7 @@ def test_nothing_but_the_autoencoder_is_read(tmp_path, backbone):
     assert (alone.latent_channels, alone.resolution) == (whole.latent_channels, whole.resolution)
     images = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
     assert torch.equal(alone.encode_images(images), whole.encode_images(images))
-    with pytest.raises(ValueError, match="lacks files in unet"):
+    with pytest.raises(ValueError, match="unet"):
         tiny_backbone("sd15", folder=folder)
 
 
@@ -307,7 +278,7 @@ def test_the_text_encoders_can_be_read_alone(tmp_path):
         (folder / part / "diffusion_pytorch_model.safetensors").unlink()
     alone = tiny_backbone("sdxl", folder=folder, only="text")
     assert torch.equal(alone.encode_captions(["a red dog"]).tokens, whole.encode_captions(["a red dog"]).tokens)
-    with pytest.raises(ValueError, match=r"backbone\.only: 'unet' is unknown; take autoencoder or text"):
+    with pytest.raises(ValueError, match=r"backbone\.only: 'unet'"):
         tiny_backbone("sdxl", folder=folder, only="unet")
 
 
@@ -326,33 +297,29 @@ def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
     assert 0 < np.abs(rough - exact).max() < 0.05
 
 
-# --- refusals
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"store": "means"}, "stage.store=means: no such choice; take moments, mode, sample"),
-        ({"dtype": "bfloat16"}, "stage.dtype=bfloat16: no such choice"),
-        ({"precision": "half"}, "stage.precision=half: no such choice"),
-        ({"batch_size": 0}, "stage.batch_size=0: give 1 or more"),
+        ({"store": "means"}, "stage.store=means"),
+        ({"dtype": "bfloat16"}, "stage.dtype=bfloat16"),
+        ({"precision": "half"}, "stage.precision=half"),
+        ({"batch_size": 0}, "stage.batch_size=0"),
         ({"threads": 0}, "stage.threads=0"),
-        ({"resize": "fit"}, "resize=fit: no such choice"),
-        ({"interpolation": "nearest"}, "interpolation=nearest: no such choice"),
+        ({"resize": "fit"}, "resize=fit"),
+        ({"interpolation": "nearest"}, "interpolation=nearest"),
         ({"min_visible": -0.1}, "min_visible=-0.1"),
-        ({"backbone": None}, "backbone: task=latents runs a part of one; name it, such as backbone=sdxl"),
-        ({"resolution": 60}, "stage.resolution=60: is no multiple of the 8 px of a latent's cell"),
+        ({"backbone": None}, "backbone: "),
+        ({"resolution": 60}, "stage.resolution=60"),
     ],
 )
 def test_settings_that_make_no_latents_are_refused(settings, words):
-    with pytest.raises(ValueError, match="=|backbone") as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         latents(**{"backbone": NODE, **settings}).to("cpu")
-    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_latents_of_latents_are_refused(prepared, tmp_path):
-    with pytest.raises(ShardError, match="task=latents requires image"):
+    with pytest.raises(ShardError, match="task=latents .*image"):
         run_stage(latents(backbone=NODE), prepared(), tmp_path / "again")
 
 
@@ -369,13 +336,9 @@ def test_images_are_scaled_as_training_scales_them_and_lose_what_it_would_lose(p
     assert not np.allclose(stored[1].latent, other[1].latent, rtol=0, atol=1e-4)
 
 
-# --- training
-
-
 def data(folder, **settings):
-    module = SceneDataModule(
-        str(folder), **{"resolution": SIDE, "batch_size": 4, "seed": 3, "min_area": 0.0, **settings}
-    )
+    given = {"resolution": SIDE, "batch_size": 4, "seed": 3, "min_area": 0.0, **settings}
+    module = SceneDataModule(str(folder), **given)
     module.setup("fit")
     return module
 
@@ -394,11 +357,9 @@ def test_training_draws_from_moments_by_seed_and_position(prepared):
     assert torch.equal(whole.latents, again)  # another batch size, another rank, another start
     mean = batch_of(means, range(24)).latents
     apart = whole.latents - mean
-    log_variance = torch.stack(
-        [torch.from_numpy(module.training_set.read(*module.order[n]).log_variance) for n in range(24)]
-    )
+    log_variance = np.stack([module.training_set.read(*module.order[n]).log_variance for n in range(24)])
     wanted = np.stack([latent_noise(3, n, (4, 8, 8)) for n in range(24)])
-    np.testing.assert_allclose((apart / (log_variance / 2).exp()).numpy(), wanted, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(apart.numpy() / np.exp(log_variance / 2), wanted, rtol=1e-2, atol=1e-2)
     assert abs(wanted.mean()) < 0.05
     assert abs(wanted.std() - 1) < 0.05
     same = [n for n in range(12, 24) if whole.scenes.scenes[n].id == whole.scenes.scenes[0].id]  # in the second epoch
@@ -425,29 +386,21 @@ def test_mirrored_samples_have_the_mirrored_latent(pictures, prepared, backbone)
 
 
 def test_mirroring_without_mirrored_latents_is_refused(prepared):
-    with pytest.raises(
-        ShardError, match=r"data\.flip=true.*set data\.flip=false, or make latents.*stage\.flipped=true"
-    ) as caught:
+    with pytest.raises(ShardError, match=r"data\.flip=true.*data\.flip=false.*stage\.flipped=true") as caught:
         data(prepared(), flip=True)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_of_other_forms_are_not_mixed(prepared):
     folders = [str(prepared()), str(prepared(flipped=True))]
-    with pytest.raises(ShardError, match="moments of latents .*mirrored ones too") as caught:
+    with pytest.raises(ShardError, match="moments of latents .*mirrored"):
         SceneDataModule(folders, resolution=SIDE, batch_size=4, seed=0, weights=[1, 1]).setup("fit")
-    assert "mix folders of one form" in str(caught.value)
 
 
 def test_moments_of_another_shape_than_the_index_says_are_refused(prepared, tmp_path):
-    folder = prepared()
-    index = json.loads((folder / INDEX).read_text())
-    index["latents"] = {**asdict(LatentForm(**index["latents"])), "moments": False}
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    for shard in folder.glob("*.tar"):
-        (tmp_path / shard.name).symlink_to(shard)
-    with pytest.raises(ShardError, match=r"a latent of shape \(8, 8, 8\) where index\.json says \(4, 8, 8\)"):
-        _ = ShardSet(tmp_path)[0]
+    folder = with_index(prepared(), tmp_path, lambda index: index["latents"].update(moments=False))
+    with pytest.raises(ShardError, match=r"\(8, 8, 8\).*\(4, 8, 8\)"):
+        _ = ShardSet(folder)[0]
 
 
 def module_of(composed, pictures, *overrides):
@@ -490,17 +443,8 @@ def test_images_train_on_a_draw_from_the_posterior_and_are_validated_on_its_mean
 
 
 def test_training_runs_on_moments(prepared, composed, fit, tmp_path):
-    overrides = (
-        "backbone=tiny_sd15",
-        "data=folder",
-        f"data.shards={prepared(flipped=True, dtype='float16')}",
-        "data.resolution=64",
-        "data.flip=true",
-        "data.workers=0",
-        "batch_size=4",
-        "callback=[progress,checkpoint]",
-        "trainer.max_steps=2",
-        "trainer.log_every=1",
-        "optimizer.warmup_steps=0",
-    )
+    folder = prepared(flipped=True, dtype="float16")
+    overrides = ["backbone=tiny_sd15", "data=folder", f"data.shards={folder}", "data.resolution=64", "data.flip=true"]
+    overrides += ["data.workers=0", "batch_size=4", "callback=[progress,checkpoint]", "trainer.max_steps=2"]
+    overrides += ["trainer.log_every=1", "optimizer.warmup_steps=0"]
     assert fit(composed(*overrides, f"run={tmp_path / 'run'}")).global_step == 2

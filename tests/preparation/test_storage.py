@@ -70,9 +70,8 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     host = socket.gethostname()
-    dead, alive, elsewhere = (
-        tmp_path / f".a.{name}.partial" for name in (f"{host}-{gone.pid}", f"{host}-{os.getppid()}", "other-1")
-    )
+    writers = f"{host}-{gone.pid}", f"{host}-{os.getppid()}", "other-1"
+    dead, alive, elsewhere = (tmp_path / f".a.{writer}.partial" for writer in writers)
     for path in (dead, alive, elsewhere):
         path.write_bytes(b"half")
     folder.write("a", b"one")
@@ -86,19 +85,28 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
     assert ([path.name for path in tmp_path.iterdir()], folder.read("a")) == (["a"], b"two")
 
 
+def chain(base):
+    """Convert, filter as two ranks, check, count."""
+    convert_source(Shapes(count=10), f"{base}/shapes", shard_size=4)
+    stage = Filter(min_objects=2)
+    for rank in range(2):
+        report = run_stage(stage, f"{base}/shapes", f"{base}/filtered", ranks=Ranks(rank=rank, count=2))
+    assert report.index is not None
+    assert len(run_stage(stage, f"{base}/shapes", f"{base}/filtered").whole) == 3
+    assert check_folder(f"{base}/filtered").faults == []
+    write_statistics(f"{base}/filtered", f"{base}/statistics")
+    return {folder: contents(f"{base}/{folder}") for folder in ("shapes", "filtered", "statistics")}
+
+
+@pytest.fixture(scope="module")
+def on_a_disk(tmp_path_factory):
+    return chain(tmp_path_factory.mktemp("local"))
+
+
 @everywhere
-def test_a_chain_of_tasks_makes_what_it_makes_on_a_disk(address, tmp_path):
-    source, stage = Shapes(count=10), Filter(min_objects=2)
-    for base in (address, str(tmp_path / "local")):
-        convert_source(source, f"{base}/shapes", shard_size=4)
-        for rank in range(2):
-            report = run_stage(stage, f"{base}/shapes", f"{base}/filtered", ranks=Ranks(rank=rank, count=2))
-        assert report.index is not None
-        assert len(run_stage(stage, f"{base}/shapes", f"{base}/filtered").whole) == 3
-        assert check_folder(f"{base}/filtered").faults == []
-        write_statistics(f"{base}/filtered", f"{base}/statistics")
-    for folder in ("shapes", "filtered", "statistics"):
-        there, here = contents(f"{address}/{folder}"), contents(tmp_path / "local" / folder)
+def test_a_chain_of_tasks_makes_what_it_makes_on_a_disk(address, on_a_disk):
+    for folder, there in chain(address).items():
+        here = on_a_disk[folder]
         assert there.keys() == here.keys()
         assert {name for name in there if there[name] != here[name]} == set()
 
@@ -109,10 +117,8 @@ def test_what_is_broken_there_is_found_and_made_again(address):
     whole, folder = contents(address), folder_at(address)
     folder.write("000001.tar", whole["000001.tar"][:-512])
     folder.remove("000002.tar")
-    assert [fault.split(": ")[1][:20] for fault in check_folder(address).faults] == [
-        "000001.tar is trunca",
-        "000002.tar is missin",
-    ]
+    faults = check_folder(address).faults
+    assert [fault.split(": ")[1].split()[0] for fault in faults] == ["000001.tar", "000002.tar"]
     assert convert_source(Shapes(count=10), address, shard_size=4).done == ["000001", "000002"]
     assert contents(address) == whole
 
@@ -137,7 +143,7 @@ def test_shards_behind_http_are_read(tmp_path):
 
 def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path):
     assert isinstance(folder_at(Path("x")), LocalFolder)
-    with pytest.raises(ValueError, match=r"nowhere://x: cannot be opened \(Protocol not known: nowhere"):
+    with pytest.raises(ValueError, match="nowhere://x"):
         folder_at("nowhere://x")
-    with pytest.raises(ShardError, match=r"shards=memory://empty: the folder has no index\.json"):
+    with pytest.raises(ShardError, match="shards=memory://empty"):
         run_stage(Filter(min_objects=1), "memory://empty", tmp_path / "out")
