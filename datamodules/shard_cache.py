@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.shard_index import ShardEntry, ShardError, size_fault
-from datamodules.storage import PARTIAL, RemoteFolder, is_of_the_dead
+from datamodules.storage import PARTIAL, RemoteFolder, is_stale
 
 _TRIES = 5
 _FETCHING, _ROOM = (
@@ -118,7 +118,7 @@ class ShardCache:
             kept, taken = [], size
             for entry in os.scandir(self.folder):
                 if entry.name.endswith(PARTIAL):
-                    if is_of_the_dead(Path(entry.path)):
+                    if is_stale(Path(entry.path)):
                         Path(entry.path).unlink(missing_ok=True)
                     else:
                         taken += int(entry.name.split(".")[2])

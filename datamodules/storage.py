@@ -189,7 +189,7 @@ class LocalFolder(Folder):
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".{name}.*{PARTIAL}"):
-            if is_of_the_dead(left):
+            if is_stale(left):
                 left.unlink(missing_ok=True)
         path = self.path / f".{name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
         try:
@@ -325,7 +325,7 @@ def _temporary(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
-def is_of_the_dead(left: Path) -> bool:
+def is_stale(left: Path) -> bool:
     """Whether nobody is writing a file any more: its process is gone, or, on another machine, has long been silent."""
     host, _, process = left.name.removesuffix(PARTIAL).rpartition("-")
     try:

@@ -20,7 +20,7 @@ from datamodules.sources.base import PROVIDABLE, LatentForm
 from datamodules.storage import Folder, folder_at
 from preparation.runner import read_samples
 from preparation.stage import PICTURES, Sample
-from preparation.work import Alone, Shares
+from preparation.work import SingleProcess, WorkSplit
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class Check:
         return "\n".join([f"{self.place}: {size}, {len(self.faults)} faults:", *self.faults])
 
 
-def check_folder(shards: str | Path, *, ranks: Shares | None = None, progress: Progress | None = None) -> Check:
+def check_folder(shards: str | Path, *, ranks: WorkSplit | None = None, progress: Progress | None = None) -> Check:
     """Reads every sample of a folder of shards.
 
     Args:
@@ -65,7 +65,7 @@ def check_folder(shards: str | Path, *, ranks: Shares | None = None, progress: P
     folder = folder_at(shards)
     index = read_index(folder)
     entries = [ShardEntry(**entry) for entry in index["shards"]]
-    share = (ranks or Alone()).share(range(len(entries)))
+    share = (ranks or SingleProcess()).share(range(len(entries)))
     total, done = sum(entries[number].count for number in share), 0
     check, counts = Check(place=str(shards)), Counter(dict.fromkeys(index["counts"], 0))
     for number in share:

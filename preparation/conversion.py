@@ -2,7 +2,7 @@
 
 A source that reads large files is split by file, each of which one process reads once, and its runs end where a file does; of
 any other source the runs are split. Here is what a source is as work; how work is split, survives kills and ends in an index is
-in `work.py`. What a source is, is in `datamodules/sources`; data sets that are made by the training itself go through
+in `engine.py`. What a source is, is in `datamodules/sources`; data sets that are made by the training itself go through
 `shard_writer.write_shards`.
 """
 
@@ -16,8 +16,9 @@ from datamodules.shard_index import ShardError
 from datamodules.shard_writer import PICTURE_FORMATS, Progress, describe, encode_content
 from datamodules.sources.base import LeftOut, Source
 from datamodules.storage import folder_at
+from preparation.engine import run_work
 from preparation.stage import Sample
-from preparation.work import Piece, Report, Shares, Work, project_version, run_work
+from preparation.work import Piece, Report, Work, WorkSplit, project_version
 
 
 def convert_source(
@@ -26,7 +27,7 @@ def convert_source(
     *,
     shard_size: int = 1000,
     shard_bytes: int | None = None,
-    ranks: Shares | None = None,
+    ranks: WorkSplit | None = None,
     max_bad_fraction: float = 0.01,
     progress: Progress | None = None,
 ) -> Report:

@@ -1,6 +1,6 @@
 """Running a stage over a folder of shards: every shard gives a shard of the same name, or nothing where no sample is left.
 
-Here is what a stage over shards is as work; how work is split, survives kills and ends in an index is in `work.py`.
+Here is what a stage over shards is as work; how work is split, survives kills and ends in an index is in `engine.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from datamodules.shard_writer import Progress
 from datamodules.sources.base import LatentForm, LeftOut
 from datamodules.storage import Folder, folder_at
 from datamodules.tar_members import members
+from preparation.engine import run_work
 from preparation.stage import Sample, Stage
-from preparation.work import Piece, Report, Shares, Work, project_version, run_work
+from preparation.work import Piece, Report, Work, WorkSplit, project_version
 from scenes.json_form import parse_json
 from scenes.scene import Scene
 
@@ -32,7 +33,7 @@ def run_stage(
     shards: str | Path,
     out: str | Path,
     *,
-    ranks: Shares | None = None,
+    ranks: WorkSplit | None = None,
     max_bad_fraction: float = 0.01,
     progress: Progress | None = None,
 ) -> Report:
