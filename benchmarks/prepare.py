@@ -27,7 +27,7 @@ from webdataset import TarWriter
 from datamodules.sources.folder import Folder
 from models.backbones.base import Backbone
 from preparation.conversion import convert_source
-from preparation.latents import Latents
+from preparation.latents import ImageTransform, Latents
 from preparation.runner import run_stage
 from preparation.stages import open_part
 from runtime.composition import compose
@@ -71,7 +71,8 @@ def convert_barely(root: Path, out: Path, shard_size: int) -> None:
 
 def encode(backbone: Backbone, resolution: int, device: str) -> Callable[[Path, Path], None]:
     """The stage over shards."""
-    stage = Latents(lambda: backbone, model={}, resolution=resolution, batch_size=BATCH, threads=THREADS).to(device)
+    squares = ImageTransform(resolution=resolution)
+    stage = Latents(lambda: backbone, model={}, transform=squares, batch_size=BATCH, threads=THREADS).to(device)
 
     def run(shards: Path, out: Path) -> None:
         run_stage(stage, shards, out)

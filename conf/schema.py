@@ -488,7 +488,7 @@ class Export:
     latents: str | None = (
         "sample"  # of igligen, of stored moments: one draw, as published; mode: the mean; null: boxes alone
     )
-    seed: int = 0  # of latents=sample: the draws are those of task=latents stage.store=sample
+    seed: int = 0  # of latents=sample: the draws are those of task=latents stage.output.store=sample
     sizes: bool = (
         True  # of igligen: a sixth column of (height, width), as IGLIGEN-XL reads; false: five, as IGLIGEN does
     )

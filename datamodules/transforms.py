@@ -32,7 +32,7 @@ INTERPOLATIONS = {
 }
 FLIPPED_LATENT = (
     "the shards hold latents, which cannot be mirrored, and none of the mirrored pictures; set data.flip=false, or make latents "
-    "of pictures with stage.flipped=true"
+    "of pictures with stage.output.flipped=true"
 )
 CUT_LATENT = "the shards hold latents, which cannot be cut anew; set data.crop=center, or give shards of images"
 

@@ -46,8 +46,8 @@ def export_igligen(
         shards: The shards.
         out: The folder to make, with `boxes/` and, where shards hold latents, `latents/`.
         latents: What is written of latents that are stored as moments: "sample", one draw for each scene, the same as
-            `task=latents stage.store=sample` makes with this seed; or "mode", the mean. Latents that are stored as such are
-            written as they are. None writes boxes alone.
+            `task=latents stage.output.store=sample` makes with this seed; or "mode", the mean. Latents that are stored as such
+            are written as they are. None writes boxes alone.
         seed: Of the draws.
         sizes: Whether rows have a sixth column with the picture's (height, width), as IGLIGEN-XL reads them; without, five.
 
@@ -160,7 +160,8 @@ def _refuse_other_square(scene: Scene, *, sizes: bool) -> None:
     if target[0] != target[1] or any(abs(one - other) > ROUNDING for one, other in zip(crop, square, strict=True)):
         raise ShardError(
             f"scene {scene.id}: frame: its boxes lie in {crop} (top, left, height, width) of the picture, form=igligen has them "
-            f"in the centre square {square}; give shards of task=latents with stage.resize=crop, or of experiment=label/igligen"
+            f"in the centre square {square}; give shards of task=latents with stage.transform.resize=crop, or of "
+            "experiment=label/igligen"
         )
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -51,26 +51,81 @@ class _Square:
     png: bytes | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """How images become square, by the code that does it in training; training on latents has no choice any more.
+
+    Attributes:
+        resolution: Height and width of the images that are encoded, px; None takes the backbone's.
+        resize: How images become square, as in `SceneTransform`.
+        interpolation: How their pixels are scaled, as there.
+        min_area: Objects that cover less than this share of the square go; 0 leaves that to training.
+        min_visible: Objects go of whose box the square leaves less than this share.
+
+    Raises:
+        ValueError: A word that is no choice, or a number out of range.
+    """
+
+    resolution: int | None = None
+    resize: str = "crop"
+    interpolation: str = "bilinear"
+    min_area: float = 0.0
+    min_visible: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings as `SceneTransform` does."""
+        self.at(1)
+
+    def at(self, resolution: int) -> SceneTransform:
+        """Return the transform to squares of a height and width, px."""
+        return SceneTransform(**{**vars(self), "resolution": resolution})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOutput:
+    """What is stored of each image.
+
+    Attributes:
+        store: "moments" stores mean and log-variance, so that training can sample; "mode" the mean alone; "sample" one sample, as
+            latents are published, its noise a function of (seed, scene id).
+        flipped: Whether the mirrored image's is stored too, so that training can mirror.
+        pictures: Whether the squares that were encoded stay beside their latents, as PNG, for stages that look at images.
+        dtype: "float16" or "float32".
+        seed: Of `store=sample`.
+
+    Raises:
+        ValueError: A word that is no choice.
+    """
+
+    store: str = "moments"
+    flipped: bool = False
+    pictures: bool = False
+    dtype: str = "float16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        _check_choice("output.store", self.store, STORES)
+        _check_choice("output.dtype", self.dtype, DTYPES)
+
+    def chosen(self, moments: np.ndarray, scene_id: str) -> np.ndarray:
+        """Return what `store` names, of (K, 2C, h, w) moments: those, or (K, C, h, w) latents."""
+        if self.store == "moments":
+            return moments
+        return drawn(moments, scene_id, seed=self.seed if self.store == "sample" else None)
+
+
 class Latents(Stage):
-    """Latents in the place of pictures.
+    """Latents in the place of images.
 
     Args:
         backbone: Opens the backbone; only its autoencoder is run and moved. Called when it is needed first.
         model: What decides which autoencoder that is, as JSON values, for the index.
-        resolution: Height and width of the pictures that are encoded, px; None takes the backbone's.
-        resize: How pictures become square, as in `SceneTransform`; training on latents has no choice any more.
-        interpolation: How their pixels are scaled, as there.
-        min_area: Objects that cover less than this share of the square go; 0 leaves that to training.
-        min_visible: Objects go of whose box the square leaves less than this share.
-        store: "moments" stores mean and log-variance, so that training can draw; "mode" the mean alone; "sample" one draw, as
-            latents are published, its noise a function of (seed, scene id).
-        flipped: Whether the mirrored picture's is stored too, so that training can mirror.
-        pictures: Whether the squares that were encoded stay beside their latents, as PNG, for stages that look at pictures.
-        dtype: "float16" or "float32", of what is stored.
+        transform: How images become square.
+        output: What is stored.
         precision: "float32", "bfloat16" or "float16": what the autoencoder runs in. SDXL's own overflows in float16.
-        seed: Of `store=sample`.
-        batch_size: Pictures that are encoded together.
-        threads: Pictures that are decoded and made square at a time.
+        batch_size: Images that are encoded together.
+        threads: Images that are decoded and made square at a time.
 
     Raises:
         ValueError: A word that is no choice, or a number out of range.
@@ -84,35 +139,19 @@ class Latents(Stage):
         backbone: Callable[[], Backbone],
         *,
         model: Mapping[str, Any],
-        resolution: int | None = None,
-        resize: str = "crop",
-        interpolation: str = "bilinear",
-        min_area: float = 0.0,
-        min_visible: float = 0.0,
-        store: str = "moments",
-        flipped: bool = False,
-        pictures: bool = False,
-        dtype: str = "float16",
+        transform: ImageTransform | None = None,
+        output: LatentOutput | None = None,
         precision: str = "float32",
-        seed: int = 0,
         batch_size: int = 8,
         threads: int = 4,
     ) -> None:
         super().__init__()
-        words = {"store": (store, STORES), "dtype": (dtype, DTYPES), "precision": (precision, PRECISIONS)}
-        for setting, (word, choices) in words.items():
-            if word not in choices:
-                raise ValueError(f"stage.{setting}={word}: no such choice; take {', '.join(choices)}")
+        _check_choice("precision", precision, PRECISIONS)
         for setting, number in (("batch_size", batch_size), ("threads", threads)):
             if number < 1:
-                raise ValueError(f"stage.{setting}={number}: give 1 or more")
-        # refuses at once what it would refuse later
-        self._square = SceneTransform(
-            resolution=1, resize=resize, interpolation=interpolation, min_area=min_area, min_visible=min_visible
-        )
-        self._open, self._model, self._resolution = backbone, dict(model), resolution
-        self._store, self._flipped, self._pictures, self._dtype = store, flipped, pictures, dtype
-        self._precision, self._seed = precision, seed
+                raise ValueError(f"stage.{setting}={number}: must be at least 1")
+        self._open, self._model, self._precision = backbone, dict(model), precision
+        self._transform, self._output = transform or ImageTransform(), output or LatentOutput()
         self._batch_size, self._threads = batch_size, threads
         self._device = torch.device("cpu")
 
@@ -121,21 +160,15 @@ class Latents(Stage):
         return {
             "backbone": self._model,
             "resolution": self.resolution,
-            "resize": self._square.resize,
-            "interpolation": self._square.interpolation,
-            "min_area": self._square.min_area,
-            "min_visible": self._square.min_visible,
-            "store": self._store,
-            "flipped": self._flipped,
-            "pictures": self._pictures,
-            "dtype": self._dtype,
+            **{name: value for name, value in vars(self._transform).items() if name != "resolution"},
+            **{name: value for name, value in vars(self._output).items() if name != "seed"},
             "precision": self._precision,
-            **({"seed": self._seed} if self._store == "sample" else {}),
+            **({"seed": self._output.seed} if self._output.store == "sample" else {}),
         }
 
     def provides(self, provided: frozenset[str]) -> frozenset[str]:
         """Latents, in place of the picture or beside it, and the rest as it was."""
-        return (provided if self._pictures else provided - {"image"}) | {"latents"}
+        return (provided if self._output.pictures else provided - {"image"}) | {"latents"}
 
     def latent_form(self, given: LatentForm | None) -> LatentForm:
         """The backbone's latents of pictures of this size; there are none before, since pictures are required."""
@@ -146,8 +179,8 @@ class Latents(Stage):
             width=cells,
             scale=self.backbone.latent_scale,
             scaling_factor=self.backbone.latent_factor,
-            moments=self._store == "moments",
-            flipped=self._flipped,
+            moments=self._output.store == "moments",
+            flipped=self._output.flipped,
         )
 
     @cached_property
@@ -161,11 +194,10 @@ class Latents(Stage):
             ValueError: The resolution is no multiple of its cells.
         """
         backbone = self._open()
-        resolution = backbone.resolution if self._resolution is None else self._resolution
+        resolution = backbone.resolution if self._transform.resolution is None else self._transform.resolution
         if resolution < 1 or resolution % backbone.latent_scale:
             raise ValueError(
-                f"stage.resolution={resolution}: is no multiple of the {backbone.latent_scale} px of a latent's cell; "
-                "give one that is"
+                f"stage.transform.resolution={resolution}: must be a multiple of {backbone.latent_scale} px, a latent's cell"
             )
         if backbone.autoencoder is not None:
             # torch's own `to`: diffusers' warns of parts that want float32, and this one has none
@@ -175,7 +207,7 @@ class Latents(Stage):
     @property
     def resolution(self) -> int:
         """Height and width of the pictures that are encoded, px."""
-        return self.backbone.resolution if self._resolution is None else self._resolution
+        return self.backbone.resolution if self._transform.resolution is None else self._transform.resolution
 
     def to(self, device: Any) -> Self:
         """The stage with the autoencoder, and nothing else of the backbone, on a device."""
@@ -200,11 +232,11 @@ class Latents(Stage):
 
     def _decoded(self, samples: Iterable[Sample], pool: ThreadPoolExecutor) -> Iterator[Future[_Square]]:
         """Yields samples with their squares to come, up to two batches of which are under way."""
-        square = replace(self._square, resolution=self.resolution).square
+        square = self._transform.at(self.resolution).square
 
         def decode(sample: Sample) -> _Square:
             image, scene, dropped = square(sample.picture(), sample.scene)
-            png = _png(image) if self._pictures else None
+            png = _png(image) if self._output.pictures else None
             return _Square(sample=sample.with_scene(scene), pixels=to_tensor(image), dropped=dropped, png=png)
 
         waiting: deque[Future[_Square]] = deque()
@@ -230,7 +262,7 @@ class Latents(Stage):
     def _moments(self, pictures: list[Tensor]) -> Tensor:
         """(B, K, 2C, h, w) float32 moments on the device, where they may still be under way."""
         images = torch.stack(pictures).to(self._device)
-        if self._flipped:
+        if self._output.flipped:
             images = torch.cat([images, images.flip(-1)])
         moments = self.backbone.encode_moments(images)
         return moments.unflatten(0, (-1, len(pictures))).transpose(0, 1)
@@ -240,22 +272,21 @@ class Latents(Stage):
         for square, each in zip(squares, moments.float().cpu().numpy(), strict=True):
             sample = square.sample
             with np.errstate(over="ignore"):  # said below
-                latents = self._chosen(each, sample.scene.id).astype(DTYPES[self._dtype])
+                latents = self._output.chosen(each, sample.scene.id).astype(DTYPES[self._output.dtype])
             if np.isfinite(latents).all():
-                flipped = latents[1] if self._flipped else None
+                flipped = latents[1] if self._output.flipped else None
                 yield sample.with_latent(latents[0], flipped=flipped, picture=square.png)
             else:
                 self.left_out.skip(
                     f"sample {sample.key}: scene {sample.scene.id}: its latent, made in {self._precision} and stored in "
-                    f"{self._dtype}, is not finite; set both to float32 (stage.precision, stage.dtype), or name an autoencoder "
-                    "for half precision as backbone.vae"
+                    f"{self._output.dtype}, is not finite; set both to float32 (stage.precision, stage.output.dtype), or name an "
+                    "autoencoder for half precision as backbone.vae"
                 )
 
-    def _chosen(self, moments: np.ndarray, scene_id: str) -> np.ndarray:
-        """What `store` names, of (K, 2C, h, w) moments: those, or (K, C, h, w) latents."""
-        if self._store == "moments":
-            return moments
-        return drawn(moments, scene_id, seed=self._seed if self._store == "sample" else None)
+
+def _check_choice(setting: str, word: str, choices: Collection[str]) -> None:
+    if word not in choices:
+        raise ValueError(f"stage.{setting}={word}: must be one of {', '.join(choices)}")
 
 
 def drawn(moments: np.ndarray, scene_id: str, *, seed: int | None) -> np.ndarray:

@@ -16,34 +16,44 @@ if TYPE_CHECKING:
     from preparation.latents import Latents
 
 
-def latents(*, backbone: dict[str, Any] | None, **settings: Any) -> Latents:
-    """The stage `latents` over the backbone that the command line chose.
+def latents(
+    *,
+    backbone: dict[str, Any] | None,
+    transform: dict[str, Any] | None = None,
+    output: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Latents:
+    """Make the stage `latents` over the backbone that the command line chose.
 
     Args:
         backbone: its node.
+        transform: of `preparation.latents.ImageTransform`.
+        output: of `preparation.latents.LatentOutput`.
         **settings: of `preparation.latents.Latents`.
 
     Returns:
         The stage; the backbone is opened when it is needed.
     """
-    from preparation.latents import Latents
+    from preparation.latents import ImageTransform, LatentOutput, Latents
 
     node = _chosen(backbone, "latents")
     return Latents(
         functools.partial(open_part, node, "autoencoder"),
         model={key: value for key, value in node.items() if key != "_convert_"},
+        transform=ImageTransform(**transform or {}),
+        output=LatentOutput(**output or {}),
         **settings,
     )
 
 
 def open_part(node: dict[str, Any], part: str) -> Backbone:
-    """A backbone of whose weights, where its class can, only a part is read."""
+    """Open a backbone of whose weights, where its class can, only a part is read."""
     takes = inspect.signature(get_method(node["_target_"])).parameters
     return instantiate(node, _convert_="all", **({"only": part} if "only" in takes else {}))
 
 
 def _chosen(backbone: dict[str, Any] | None, stage: str) -> dict[str, Any]:
-    """The node of a backbone; refused where none was chosen."""
+    """Return the node of a backbone; reject a command that chose none."""
     if backbone is None:
         raise ValueError(f"backbone: task={stage} runs a part of one; name it, such as backbone=sdxl")
     return backbone

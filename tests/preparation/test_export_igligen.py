@@ -227,7 +227,7 @@ def test_what_cannot_be_told_is_refused_and_leaves_nothing(tmp_path):
         "dog: .*sa_123": [replace(one, id="dog")],
         "7: .*sa_7": [one, replace(one, id="7")],
         "export.sizes=false": [replace(one, frame=None)],
-        "stage.resize=crop": [replace(one, frame=squashed)],
+        "stage.transform.resize=crop": [replace(one, frame=squashed)],
         "../x": [replace(one, provenance={"tar": "../x"})],
     }
     for number, (words, scenes) in enumerate(wrong.items()):

@@ -4,7 +4,7 @@ import pytest
 
 from datamodules.shards import ShardSet, write_shards
 from datamodules.sources.shapes import Shapes
-from preparation.filters import Filter
+from preparation.filters import Filter, ObjectLimits, SceneLimits
 from preparation.runner import run_stage
 from preparation.stage import Sample
 from scenes.scene import Frame, Relation, Scene, SceneObject
@@ -18,8 +18,15 @@ def thing(label, side=0.5, **more):
     return SceneObject(phrase=f"a {label}", label=label, box=(0.0, 0.0, side, side), **more)
 
 
+def filter_of(**settings):
+    """The stage, its limits by their own names."""
+    of_objects = {name: value for name, value in settings.items() if hasattr(ObjectLimits, name)}
+    of_scenes = {name: value for name, value in settings.items() if name not in of_objects}
+    return Filter(objects=ObjectLimits(**of_objects), scenes=SceneLimits(**of_scenes))
+
+
 def passed(scenes, **settings):
-    stage = Filter(**settings)
+    stage = filter_of(**settings)
     samples = [Sample(key=item.id, scene=item, members={"png": b""}) for item in scenes]
     return {sample.key: sample.scene for sample in stage(samples)}, dict(stage.left_out.counts)
 
@@ -74,7 +81,7 @@ def test_scenes_that_are_not_wanted_go(settings, kept, counted):
 
 def test_filtered_shards_tell_what_went(tmp_path):
     shards = write_shards(Shapes(count=40), tmp_path / "in", shard_size=10)
-    run_stage(Filter(min_objects=2, min_area=0.1), shards, tmp_path / "out")
+    run_stage(filter_of(min_objects=2, min_area=0.1), shards, tmp_path / "out")
     before, after = ShardSet(shards), ShardSet(tmp_path / "out")
     expected, small, few = [], 0, 0
     for item in map(before.scene, range(40)):
@@ -95,16 +102,16 @@ def test_filtered_shards_tell_what_went(tmp_path):
     ("settings", "words"),
     [
         ({}, "stage: "),
-        ({"min_area": 2.0}, "stage.min_area=2.0"),
-        ({"min_objects": -1}, "stage.min_objects=-1"),
-        ({"min_objects": 4, "max_objects": 3}, "stage.min_objects=4.*stage.max_objects=3"),
+        ({"min_area": 2.0}, "stage.objects.min_area=2.0"),
+        ({"min_objects": -1}, "stage.scenes.min_objects=-1"),
+        ({"min_objects": 4, "max_objects": 3}, "stage.scenes.min_objects=4.*stage.scenes.max_objects=3"),
     ],
 )
 def test_filters_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
-        Filter(**settings)
+        filter_of(**settings)
 
 
 def test_a_filter_requires_what_it_looks_at():
-    assert Filter(min_area=0.1, max_caption_words=3).requires == {"boxes", "caption"}
-    assert Filter(min_relations=1).settings() == {"min_relations": 1}
+    assert filter_of(min_area=0.1, max_caption_words=3).requires == {"boxes", "caption"}
+    assert filter_of(min_relations=1).settings() == {"min_relations": 1}

@@ -3,7 +3,7 @@
 import functools
 import io
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -22,10 +22,11 @@ from datamodules.storage import folder_at
 from datamodules.transforms import SceneTransform
 from models.backbones.base import EXACT
 from models.backbones.tiny import tiny_backbone
+from preparation import stages
 from preparation.checking import check_folder
-from preparation.latents import Latents
+from preparation.latents import ImageTransform, LatentOutput, Latents
 from preparation.runner import read_samples, run_stage
-from preparation.stages import latents, open_part
+from preparation.stages import open_part
 from runtime.build import build_module
 from scenes.scene import Frame, Relation, Scene, SceneObject
 from tests.preparation.conftest import Listed, with_index
@@ -34,6 +35,16 @@ SIZES = ((64, 64), (80, 112), (120, 72), (64, 96), (100, 100))  # (height, width
 SIDE, CELLS = 64, 8
 FACTOR = 0.18215
 NODE = {"_target_": "models.backbones.tiny.tiny_backbone", "kind": "sd15"}
+
+
+def latents(backbone=NODE, **settings):
+    """The stage, its settings by their own names."""
+    kinds = {"transform": ImageTransform, "output": LatentOutput}
+    groups = {
+        group: {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
+        for group, kind in kinds.items()
+    }
+    return stages.latents(backbone=backbone, **groups, **settings)
 
 
 def smooth(number, scene):
@@ -72,7 +83,7 @@ def prepared(pictures, tmp_path_factory):
     @functools.cache
     def make(**settings):
         out = tmp_path_factory.mktemp("latents") / "shards"
-        stage = latents(backbone=NODE, **{"dtype": "float32", "batch_size": 3, **settings}).to("cpu")
+        stage = latents(**{"dtype": "float32", "batch_size": 3, **settings}).to("cpu")
         assert run_stage(stage, pictures, out).index is not None
         return out
 
@@ -208,7 +219,7 @@ def test_half_the_bytes_for_half_precision(prepared, backbone):
 def test_bytes_do_not_depend_on_the_threads(pictures, tmp_path):
     folders = []
     for threads in (1, 5):
-        stage = latents(backbone=NODE, threads=threads, batch_size=4).to("cpu")
+        stage = latents(threads=threads, batch_size=4).to("cpu")
         run_stage(stage, pictures, tmp_path / str(threads))
         folders.append(ShardSet(tmp_path / str(threads)))
     assert [entry.sha256 for entry in folders[0].entries] == [entry.sha256 for entry in folders[1].entries]
@@ -218,7 +229,7 @@ def test_a_picture_that_cannot_be_decoded_is_left_out_and_told(pictures):
     stored = ShardSet(pictures)
     given = list(read_samples(folder_at(pictures), stored.entries[0]))
     given[2].members["png"] = given[2].members["png"][:60]
-    stage = latents(backbone=NODE, batch_size=2).to("cpu")
+    stage = latents(batch_size=2).to("cpu")
     made = list(stage(given))
     assert [sample.key for sample in made] == [sample.key for n, sample in enumerate(given) if n != 2]
     assert stage.left_out.bad == 1
@@ -240,7 +251,7 @@ def test_a_latent_that_is_not_finite_is_left_out_with_the_ways_out(pictures):
 
 def test_what_the_picture_decides_wholly_has_no_variance(pictures, backbone_named):
     shapes = backbone_named("shapes")
-    stage = Latents(lambda: shapes, model={}, dtype="float32").to("cpu")
+    stage = Latents(lambda: shapes, model={}, output=LatentOutput(dtype="float32")).to("cpu")
     made = list(stage(read_samples(folder_at(pictures), ShardSet(pictures).entries[0])))
     moments = np.load(io.BytesIO(made[0].members[LATENT]))
     assert stage.latent_form(None).stored_shape == moments.shape == (24, 16, 16)
@@ -289,7 +300,7 @@ def test_a_backbone_without_parts_is_opened_whole():
 
 
 def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
-    stage = latents(backbone=NODE, precision="bfloat16").to("cpu")
+    stage = latents(precision="bfloat16").to("cpu")
     assert {parameter.dtype for parameter in stage.backbone.vae.parameters()} == {torch.bfloat16}
     made = list(stage(read_samples(folder_at(pictures), ShardSet(pictures).entries[0])))
     rough = np.load(io.BytesIO(made[0].members[LATENT]))[:4]
@@ -300,8 +311,8 @@ def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"store": "means"}, "stage.store=means"),
-        ({"dtype": "bfloat16"}, "stage.dtype=bfloat16"),
+        ({"store": "means"}, "stage.output.store=means"),
+        ({"dtype": "bfloat16"}, "stage.output.dtype=bfloat16"),
         ({"precision": "half"}, "stage.precision=half"),
         ({"batch_size": 0}, "stage.batch_size=0"),
         ({"threads": 0}, "stage.threads=0"),
@@ -309,18 +320,18 @@ def test_half_precision_is_of_the_autoencoder_alone(pictures, prepared):
         ({"interpolation": "nearest"}, "interpolation=nearest"),
         ({"min_visible": -0.1}, "min_visible=-0.1"),
         ({"backbone": None}, "backbone: "),
-        ({"resolution": 60}, "stage.resolution=60"),
+        ({"resolution": 60}, "stage.transform.resolution=60"),
     ],
 )
 def test_settings_that_make_no_latents_are_refused(settings, words):
     with pytest.raises(ValueError, match=words) as caught:
-        latents(**{"backbone": NODE, **settings}).to("cpu")
+        latents(**settings).to("cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_latents_of_latents_are_refused(prepared, tmp_path):
     with pytest.raises(ShardError, match="task=latents .*image"):
-        run_stage(latents(backbone=NODE), prepared(), tmp_path / "again")
+        run_stage(latents(), prepared(), tmp_path / "again")
 
 
 def test_images_are_scaled_as_training_scales_them_and_lose_what_it_would_lose(pictures, prepared, backbone):
@@ -386,7 +397,7 @@ def test_mirrored_samples_have_the_mirrored_latent(pictures, prepared, backbone)
 
 
 def test_mirroring_without_mirrored_latents_is_refused(prepared):
-    with pytest.raises(ShardError, match=r"data\.flip=true.*data\.flip=false.*stage\.flipped=true") as caught:
+    with pytest.raises(ShardError, match=r"data\.flip=true.*data\.flip=false.*stage\.output\.flipped=true") as caught:
         data(prepared(), flip=True)
     assert "\n" not in str(caught.value)
 

@@ -38,10 +38,13 @@ def test_other_tasks_and_scripts_choose_none():
 
 def test_a_stage_of_ones_own_needs_a_file_alone(tmp_path):
     (tmp_path / "stage").mkdir()
-    text = "# @package stage\n_target_: preparation.filters.Filter\nmin_objects: 3\n"
+    limits = "scenes: {_target_: preparation.filters.SceneLimits, min_objects: 3}"
+    text = f"# @package stage\n_target_: preparation.filters.Filter\n{limits}\n"
     (tmp_path / "stage" / "crowded.yaml").write_text(text)
-    cfg = compose("prepare", ["task=crowded", "shards=a", "out=b", "stage.min_objects=4"], config_dir=str(tmp_path))
-    assert cfg.stage.min_objects == 4
+    cfg = compose(
+        "prepare", ["task=crowded", "shards=a", "out=b", "stage.scenes.min_objects=4"], config_dir=str(tmp_path)
+    )
+    assert cfg.stage.scenes.min_objects == 4
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_a_stage_of_ones_own_needs_a_file_alone(tmp_path):
         (["task=filtre", "shards=a", "out=b"], "task=filtre: .* filter.* convert, stats, check"),
         (["task=filter", "shards=a"], "out: task=filter"),
         (["task=filter", "out=a"], "shards: task=filter"),
-        (["task=filter", "shards=a", "out=b", "stage.min_object=1"], "stage.min_object=1: .*min_objects"),
+        (["task=filter", "shards=a", "out=b", "stage.scenes.min_object=1"], "stage.scenes.min_object=1: .*min_objects"),
         (["task=stats", "shards=a"], "out: task=stats"),
         (["task=check", "shards=a", "accelerator=tpu"], "accelerator=tpu"),
         (["source=shapes", "out=a", "shard_bytes=0"], "shard_bytes=0"),
@@ -63,7 +66,7 @@ def test_what_no_task_can_do_is_refused_in_one_line(arguments, words):
 
 
 def test_the_terminal_tells_what_was_filtered_and_what_was_whole(shards, tmp_path, capsys):
-    cfg = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.min_objects=2")
+    cfg = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.scenes.min_objects=2")
     prepare(cfg)
     out, errors = capsys.readouterr()
     few = 20 - len(ShardSet(tmp_path / "out"))
@@ -73,7 +76,7 @@ def test_the_terminal_tells_what_was_filtered_and_what_was_whole(shards, tmp_pat
     assert "scene/s" in errors
     prepare(cfg)
     assert "skipped, were whole         5" in capsys.readouterr().out
-    other = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.min_objects=1")
+    other = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.scenes.min_objects=1")
     with pytest.raises(ShardError, match=r"settings\.min_objects=2 .*1"):
         prepare(other)
 
@@ -81,14 +84,14 @@ def test_the_terminal_tells_what_was_filtered_and_what_was_whole(shards, tmp_pat
 def test_a_shard_that_failed_is_told_and_is_an_error(shards, tmp_path, capsys):
     given = shutil.copytree(shards, tmp_path / "in")
     (given / "000001.tar").write_bytes(b"")
-    cfg = composed("task=filter", f"shards={given}", f"out={tmp_path / 'out'}", "stage.min_objects=1")
+    cfg = composed("task=filter", f"shards={given}", f"out={tmp_path / 'out'}", "stage.scenes.min_objects=1")
     with pytest.raises(ShardError, match="out=.* 1 of 5 .*000001: "):
         prepare(cfg)
     assert "failed                      1" in capsys.readouterr().out
 
 
 def test_ranks_share_the_work_and_the_last_one_has_the_index(shards, tmp_path, capsys):
-    cfg = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.min_objects=1")
+    cfg = composed("task=filter", f"shards={shards}", f"out={tmp_path / 'out'}", "stage.scenes.min_objects=1")
     make(cfg, environment={"RANK": "0", "WORLD_SIZE": "2"})
     out, errors = capsys.readouterr()
     assert "of other processes          2" in out

@@ -15,7 +15,7 @@ from datamodules.sources.shapes import Shapes
 from datamodules.storage import LocalFolder, folder_at
 from preparation.checking import check_folder
 from preparation.conversion import convert_source
-from preparation.filters import Filter
+from preparation.filters import Filter, SceneLimits
 from preparation.runner import run_stage
 from preparation.statistics import write_statistics
 from runtime.launch.ranks import Ranks
@@ -88,7 +88,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
 def chain(base):
     """Convert, filter as two ranks, check, count."""
     convert_source(Shapes(count=10), f"{base}/shapes", shard_size=4)
-    stage = Filter(min_objects=2)
+    stage = Filter(scenes=SceneLimits(min_objects=2))
     for rank in range(2):
         report = run_stage(stage, f"{base}/shapes", f"{base}/filtered", ranks=Ranks(rank=rank, count=2))
     assert report.index is not None
@@ -134,7 +134,7 @@ def test_shards_behind_http_are_read(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         place = f"http://127.0.0.1:{server.server_port}/in"
-        assert len(run_stage(Filter(min_objects=1), place, tmp_path / "out").done) == 2
+        assert len(run_stage(Filter(scenes=SceneLimits(min_objects=1)), place, tmp_path / "out").done) == 2
         assert contents(tmp_path / "out")["000001.tar"] == contents(tmp_path / "in")["000001.tar"]
     finally:
         server.shutdown()
@@ -146,4 +146,4 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="nowhere://x"):
         folder_at("nowhere://x")
     with pytest.raises(ShardError, match="shards=memory://empty"):
-        run_stage(Filter(min_objects=1), "memory://empty", tmp_path / "out")
+        run_stage(Filter(scenes=SceneLimits(min_objects=1)), "memory://empty", tmp_path / "out")

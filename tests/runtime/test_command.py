@@ -176,10 +176,10 @@ def test_a_mistake_behind_an_instantiation_counts_as_itself(tmp_path: Path) -> N
 
 def test_a_task_chooses_its_stage_in_a_sweep_too(call: Call) -> None:
     seen = []
-    words = ("task=filter", "shards=a", "out=b,c", "stage.min_objects=2")
+    words = ("task=filter", "shards=a", "out=b,c", "stage.scenes.min_objects=2")
     for arguments in (("-m", *words), (*words, "-m")):
         status, _, errors = call(
-            *arguments, config="prepare", main=lambda cfg: seen.append((cfg.out, cfg.stage.min_objects))
+            *arguments, config="prepare", main=lambda cfg: seen.append((cfg.out, cfg.stage.scenes.min_objects))
         )
         assert (status, errors) == (0, [])
     assert seen == [("b", 2), ("c", 2)] * 2
