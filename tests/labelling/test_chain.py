@@ -56,13 +56,8 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_killed_twice_it_is_what_an_unbroken_run_makes(name, labelling, samples, few, tmp_path):
-    latents = [
-        "task=latents",
-        "backbone=tiny_sd15",
-        "stage.output.pictures=true",
-        "stage.output.flipped=true",
-        "accelerator=cpu",
-    ]
+    latents = ["task=latents", "backbone=tiny_sd15", "accelerator=cpu"]
+    latents += ["stage.output.pictures=true", "stage.output.flipped=true"]
 
     def chain(root):
         """Convert, latents, label, stats, each over what the one before made."""

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from labelling.describers import Blip2, Florence2, QwenVL
-from labelling.parts import PartMissing
 
 KINDS = {
     "qwen_vl": partial(QwenVL, prompt="describe {tag}", max_tokens=5),
@@ -42,28 +41,3 @@ def test_what_a_picture_shows_matters(tiny_model):
     part = QwenVL(model=tiny_model("qwen_vl"), prompt="describe", max_tokens=5)
     pictures = [np.full((40, 40, 3), value, np.uint8) for value in (0, 80, 160, 255)]
     assert len(set(part(pictures, [""] * 4))) > 1
-
-
-def test_settings_tell_model_and_prompt_without_opening_it():
-    told = {"part": "QwenVL", "model": "nobody/nothing", "revision": None, "dtype": "float32"}
-    told |= {"prompt": "say {tag}", "max_tokens": 77}
-    assert QwenVL(model="nobody/nothing", prompt="say {tag}").settings() == told
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: QwenVL(model="x", max_tokens=0), "describer.max_tokens=0"),
-        (lambda: Blip2(model="x", batch_size=0), "describer.batch_size=0"),
-        (lambda: Florence2(model="x", prompt="<OD>"), "describer.prompt=<OD>"),
-    ],
-)
-def test_wrong_settings_are_refused_in_a_line(build, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        build()
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_are_not_there_are_named(tmp_path, pictures):
-    with pytest.raises(PartMissing, match="describer.model=.*nowhere"):
-        Blip2(model=str(tmp_path / "nowhere"))(pictures, TAGS)

@@ -87,8 +87,6 @@ def test_top_and_threshold_leave_the_most_certain(tiny_model):
 
 def test_what_is_not_there_is_named(tiny_model, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"nothing of the kind")
-    with pytest.raises(PartMissing, match="detector.model=.*nowhere"):
-        hub(tmp_path / "nowhere")
     with pytest.raises(PartMissing, match="not loaded yet"):
         HubDetector(model=tiny_model("detr"))([noise(8, 8)])
     with pytest.raises(ValueError, match="detector.names: 2 .* 4 "):
@@ -97,22 +95,6 @@ def test_what_is_not_there_is_named(tiny_model, tmp_path):
         OnnxDetector(file=str(tmp_path / "broken.onnx"), form="yolox").to("cpu")
     with pytest.raises(ValueError, match="detector.form=yolov8"):  # of a file that holds another form
         OnnxDetector(file=str(COLOUR_NETWORK), form="yolov8").to("cpu")([noise(64, 64)])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"threshold": 1.5}, "detector.threshold=1.5"),
-        ({"top": 0}, "detector.top=0"),
-        ({"form": "yolov5"}, "detector.form=yolov5"),
-        ({"overlap": 0.0}, "detector.overlap=0.0"),
-        ({"names": "no_such_file.txt"}, "detector.names=no_such_file.txt"),
-        ({"names": []}, "detector.names"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(settings, message):
-    with pytest.raises(ValueError, match=message):
-        OnnxDetector(**{"file": "x.onnx", "form": "yolox"} | settings)
 
 
 def test_names_come_from_a_file_a_list_or_coco(tmp_path):

@@ -1,6 +1,5 @@
 """Open detectors of transformers' own classes with random weights: what is asked comes back, thresholds hold."""
 
-import re
 from functools import partial
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from labelling.grounding import GroundingDino, Owlv2, _Found, _owners
-from labelling.parts import PartMissing
 
 ASKED = [["red circle", "Dogs"], ["cat"], ["hot dog", "dog", "blue square"], ["a cat sits on the dog."]]
 ALL = {"box_threshold": 0.0, "nms": None}
@@ -168,42 +166,11 @@ def test_being_asked_for_nothing_is_refused(detector, pictures, asked):
     assert "\n" not in str(caught.value)
 
 
-def test_settings_tell_all_without_opening_the_model():
-    given = {"model": "nobody/nothing", "revision": "abc", "labels": "tokens", "short_side": 512}
-    default = {"dtype": "float32", "box_threshold": 0.25, "nms": 0.5, "nms_across": False, "text_threshold": 0.2}
-    default |= {"part": "GroundingDino", "separator": ".", "final_stop": True}
-    assert GroundingDino(**given).settings() == {**given, **default}
-
-
 def test_the_short_side_is_what_is_asked_for(grounding, pictures):
     own, larger = (grounding(short_side=side, text_threshold=0.2)(pictures[:1], [["cat"]])[0] for side in (32, 64))
     (default,) = grounding(text_threshold=0.2)(pictures[:1], [["cat"]])
     same(own, default)
     assert not np.allclose(own.scores, larger.scores, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"box_threshold": 1.5}, "detector.box_threshold=1.5"),
-        ({"nms": -0.1}, "detector.nms=-0.1"),
-        ({"text_threshold": 2}, "detector.text_threshold=2"),
-        ({"labels": "words"}, "detector.labels=words"),
-        ({"short_side": 0}, "detector.short_side=0"),
-        ({"dtype": "int8"}, "detector.dtype=int8"),
-        ({"batch_size": 0}, "detector.batch_size=0"),
-    ],
-)
-def test_wrong_settings_are_refused_in_a_line(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        GroundingDino(model="x", **settings)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_are_not_there_are_named(tmp_path, pictures):
-    with pytest.raises(PartMissing, match="detector.model=.*nowhere") as caught:
-        GroundingDino(model=str(tmp_path / "nowhere"))(pictures[:1], [["cat"]])
-    assert "\n" not in str(caught.value)
 
 
 def test_half_precision_is_taken(tiny_model, pictures):

@@ -116,9 +116,3 @@ def test_what_is_no_such_model_is_missing(tmp_path, folder):
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(PartMissing, match=f"model={tmp_path}"):
         local(str(tmp_path))
-
-
-@pytest.mark.parametrize(("setting", "value"), [("dtype", "int8"), ("max_tokens", 0), ("temperature", -1.0)])
-def test_wrong_settings_are_refused_by_name(setting, value):
-    with pytest.raises(ValueError, match=f"{setting}={value}"):
-        LocalModel(model="m", **{setting: value})

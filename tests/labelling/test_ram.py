@@ -215,9 +215,3 @@ def test_lists_of_another_model_are_refused(copied, raw):
     (copied / THRESHOLDS).write_text("0.5\n0.5\n")
     with pytest.raises(PartMissing, match="20 .* 2 in tagger.tags"):
         tagger(copied)(raw, CAPTIONS)
-
-
-@pytest.mark.parametrize(("setting", "value"), [("interpolation", "nearest"), ("dtype", "int8"), ("batch_size", 0)])
-def test_settings_out_of_range_are_refused(ram, setting, value):
-    with pytest.raises(ValueError, match=f"tagger.{setting}={value}"):
-        RamTagger(model=ram, **{setting: value})

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from labelling.parts import PartMissing
 from labelling.segmenters import Sam
 from scenes.masks import decode, encode
 
@@ -34,15 +33,3 @@ def test_the_threshold_is_applied(tiny_model, pictures, name):
     folder = tiny_model(name)
     sizes = [Sam(model=folder, mask_threshold=limit)(pictures[:1], BOXES[:1])[0].mean() for limit in (-1e9, 0.0, 1e9)]
     assert sizes[0] == 1 > sizes[1] > sizes[2] == 0
-
-
-def test_settings_tell_model_and_threshold_without_opening_it():
-    part = Sam(model="nobody/nothing", revision="abc", mask_threshold=0.5)
-    told = {"part": "Sam", "model": "nobody/nothing", "revision": "abc", "dtype": "float32", "mask_threshold": 0.5}
-    assert part.settings() == told
-
-
-def test_weights_that_are_not_there_are_named(tmp_path, pictures):
-    with pytest.raises(PartMissing, match="segmenter.model=.*nowhere") as caught:
-        Sam(model=str(tmp_path / "nowhere"))(pictures, BOXES)
-    assert "\n" not in str(caught.value)
