@@ -92,7 +92,7 @@ class AnswerFiles:
                     where = f"{file}: line {number}"
                     record = _record(line)
                     if record is None:
-                        raise PartMissing(f"{where}: no JSON mapping; mend the line or leave it out")
+                        raise PartMissing(f"{where}: no JSON mapping; fix the line or leave it out")
                     yield where, record
 
     def _own_file(self) -> Path:

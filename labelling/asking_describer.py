@@ -17,7 +17,7 @@ PROMPT = (
 
 
 class AskingDescriber(Describer):
-    """Asks a model for a sentence about each picture.
+    """Ask a model for a sentence about each picture.
 
     Args:
         model: Whom to ask.
@@ -37,7 +37,7 @@ class AskingDescriber(Describer):
         return self
 
     def __call__(self, pictures: Sequence[np.ndarray], tags: Sequence[str]) -> list[str]:
-        """Describes B pictures.
+        """Describe B pictures.
 
         Args:
             pictures: B pictures (H, W, 3) uint8 RGB.

@@ -23,7 +23,7 @@ PROMPT = (
 
 
 class _Generating(Pretrained, Describer):
-    """What the describers share: batches of pictures, the likeliest words, one line of text.
+    """Base of the describers: batches of pictures, the likeliest words, one line of text.
 
     Args:
         model: As in `Pretrained`.
@@ -51,7 +51,7 @@ class _Generating(Pretrained, Describer):
     ) -> None:
         super().__init__(model=model, revision=revision, dtype=dtype, batch_size=batch_size)
         if max_tokens < 1:
-            raise ValueError(f"describer.max_tokens={max_tokens}: give 1 or more")
+            raise ValueError(f"describer.max_tokens={max_tokens}: must be at least 1")
         self.prompt, self.max_tokens = prompt, max_tokens
         self._processor: Any = None
 
@@ -122,7 +122,7 @@ class QwenVL(_Generating):
         return self._processor(text=texts, images=pictures, padding=True, return_tensors="pt")
 
     def answer(self, tokens: list[int], given: int) -> str:
-        """What follows the prompt."""
+        """Return the text behind the prompt."""
         return super().answer(tokens[given:], given)
 
 
@@ -138,7 +138,7 @@ class Blip2(_Generating):
         return self._processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
 
     def answer(self, tokens: list[int], given: int) -> str:
-        """What follows the prompt, or all of it where the language model has a decoder of its own."""
+        """Return the text behind the prompt, or all of it where the language model has a decoder of its own."""
         model: Any = self.model
         repeats = not model.config.text_config.is_encoder_decoder
         return super().answer(tokens[given:] if repeats else tokens, given)

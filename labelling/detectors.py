@@ -50,7 +50,7 @@ class ClosedDetector(Detector):
     def __call__(
         self, pictures: Sequence[np.ndarray], asked: Sequence[Sequence[str]] | None = None
     ) -> list[Detections]:
-        """What is in B pictures (H, W, 3) uint8 RGB, of any sizes; see `Detector`."""
+        """Find objects in B pictures (H, W, 3) uint8 RGB, of any sizes; see `Detector`."""
         words = [self._wanted(words) for words in asked] if asked is not None else [self._wanted(None)] * len(pictures)
         found: dict[int, Detections] = {}
         for places in _of_one_size(pictures, self.batch_size):
@@ -66,12 +66,12 @@ class ClosedDetector(Detector):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it can find."""
+        """Return the classes that it can find."""
         return tuple(name for name in self.classes if name)
 
     @abstractmethod
     def find(self, pictures: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What is in pictures of one size.
+        """Find objects in pictures of one size.
 
         Args:
             pictures: At most `batch_size` pictures (H, W, 3) uint8 RGB.
@@ -81,7 +81,7 @@ class ClosedDetector(Detector):
         """
 
     def _wanted(self, words: Sequence[str] | None) -> torch.Tensor:
-        """Which classes are asked for, (K,) bool."""
+        """Return a mask (K,) bool of the classes that are asked for."""
         if unknown := sorted(set(words or ()) - set(self.names)):
             raise ValueError(
                 f"detector: {unknown[0]!r} is not among the {len(self.names)} names that it knows; "

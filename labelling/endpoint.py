@@ -40,7 +40,7 @@ BROKEN = "the response is no chat completion"
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is sampled.
+    """Settings of an answer's sampling.
 
     Attributes:
         temperature: 0 for the most likely words; None leaves it to the endpoint.
@@ -97,7 +97,7 @@ class ImageEncoding:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to wait for an endpoint, and how often to ask again; it changes no answer.
+    """Limits of waiting for an endpoint and of asking again; they change no answer.
 
     Between requests the client waits 0.5 s, then twice as long each time up to 8 s, less up to a quarter at random; or for as
     long as the endpoint asks by Retry-After, up to `LONGEST_WAIT`.

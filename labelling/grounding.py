@@ -54,7 +54,7 @@ class _Found:
 
 
 class _OpenDetector(Pretrained, Detector):
-    """What open detectors share: questions, batches of pictures of one size, suppression of repetitions.
+    """Base of the open detectors: questions, batches of pictures of one size, suppression of repetitions.
 
     Pictures of one size share a batch, so that none is padded and what is found does not depend on the others.
 
@@ -108,13 +108,13 @@ class _OpenDetector(Pretrained, Detector):
 
     @abstractmethod
     def questions(self, picture: int, asked: Sequence[str]) -> list[_Question]:
-        """What to ask of a picture, in as many calls as the model's length of text needs."""
+        """Return the questions about a picture, in as many calls as the model's length of text needs."""
 
     @abstractmethod
     def answers(
         self, pictures: Sequence[np.ndarray], questions: Sequence[_Question], asked: Sequence[Sequence[str]]
     ) -> list[_Found]:
-        """What the model finds in pictures of one size, each with its question; boxes are clipped later."""
+        """Find objects in pictures of one size, each with its question; boxes are clipped later."""
 
     @torch.inference_mode()
     def __call__(
@@ -139,7 +139,7 @@ class _OpenDetector(Pretrained, Detector):
         return [self._kept(found[place]) for place in range(len(pictures))]
 
     def _kept(self, found: Sequence[_Found]) -> Detections:
-        """Of what all questions of a picture gave, what is not a repetition, the surest first."""
+        """Return the boxes of all questions of a picture without repetitions, the surest first."""
         from torchvision.ops import batched_nms, nms
 
         boxes = torch.cat([each.boxes for each in found]).float().cpu().clamp(0, 1)
@@ -195,9 +195,9 @@ class GroundingDino(_OpenDetector):
         if not 0 <= text_threshold <= 1:
             raise ValueError(f"detector.text_threshold={text_threshold}: give a number from 0 to 1")
         if labels not in LABEL_FORMS:
-            raise ValueError(f"detector.labels={labels}: no such choice; take one of {', '.join(LABEL_FORMS)}")
+            raise ValueError(f"detector.labels={labels}: must be one of {', '.join(LABEL_FORMS)}")
         if separator not in SEPARATORS:
-            raise ValueError(f"detector.separator={separator!r}: no such choice; take one of {' '.join(SEPARATORS)}")
+            raise ValueError(f"detector.separator={separator!r}: must be one of {' '.join(SEPARATORS)}")
         if short_side is not None and short_side < 1:
             raise ValueError(f"detector.short_side={short_side}: give pixels, or null for the model's own")
         self.text_threshold, self.labels, self.short_side = text_threshold, labels, short_side
@@ -272,7 +272,7 @@ class GroundingDino(_OpenDetector):
         ]
 
     def _read(self, question: _Question, asked: Sequence[str], chances: Tensor, boxes: Tensor, ids: Tensor) -> _Found:
-        """What a picture's boxes (Q, 4) stand for, by their chances (Q, T) at the tokens of the question's text."""
+        """Read labels of a picture's boxes (Q, 4) off their probabilities (Q, T) at the tokens of the question's text."""
         owner = torch.tensor(_owners(ids.tolist(), self._breaks(), len(question.texts)))  # (T,), -1: of no text
         chances = chances[:, : len(owner)].masked_fill(owner < 0, 0)
         scores, surest = chances.max(-1)
@@ -319,7 +319,7 @@ class Owlv2(_OpenDetector):
         return {**super().settings(), "template": self.template}
 
     def questions(self, picture: int, asked: Sequence[str]) -> list[_Question]:
-        """All that is asked for, in one call."""
+        """Return one question with all texts."""
         places = [place for place, tag in enumerate(asked) if _plain(tag)]
         texts = tuple(self.template.format(_plain(asked[place])) for place in places)
         longest = self._processor.tokenizer.model_max_length
@@ -375,7 +375,7 @@ def _as_corners(boxes: Tensor) -> Tensor:
 
 
 def _owners(ids: Sequence[int], breaks: frozenset[int], count: int) -> list[int]:
-    """Which of `count` texts each token belongs to, -1 for what parts them; texts are runs of other tokens."""
+    """Return which of `count` texts each token belongs to, -1 for separators; texts are runs of other tokens."""
     owners, number, before = [], -1, True
     for token in ids:
         parts = token in breaks

@@ -99,7 +99,7 @@ class LocalModel(VisionLanguage):
 
     @torch.inference_mode()
     def answer(self, question: Question, stop: threading.Event) -> Answer:
-        """What the model says.
+        """Generate the model's answer.
 
         Args:
             question: The question.

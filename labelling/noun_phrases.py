@@ -86,7 +86,7 @@ def noun_phrases(caption: str) -> list[str]:
 
 
 def _ends(word: str, follower: str, run: list[str]) -> bool:
-    """Whether a phrase ends before this word."""
+    """Return whether a phrase ends before this word."""
     if not word[0].isalnum() or word in BREAKS or (word in DETERMINERS and run):
         return True
     if word.endswith("ing") and len(word) > 4 and word not in NOUNS_IN_ING:

@@ -45,16 +45,16 @@ class Pretrained(Part):
 
     def __init__(self, *, model: str, revision: str | None, dtype: str, batch_size: int) -> None:
         if dtype not in DTYPES:
-            raise ValueError(f"{self.kind}.dtype={dtype}: no such choice; take one of {', '.join(DTYPES)}")
+            raise ValueError(f"{self.kind}.dtype={dtype}: must be one of {', '.join(DTYPES)}")
         if batch_size < 1:
-            raise ValueError(f"{self.kind}.batch_size={batch_size}: give 1 or more")
+            raise ValueError(f"{self.kind}.batch_size={batch_size}: must be at least 1")
         self.name, self.revision, self.dtype, self.batch_size = model, revision, dtype, batch_size
         self.counts: Counter[str] = Counter()
         self._opened: torch.nn.Module | None = None
 
     @abstractmethod
     def _open(self) -> torch.nn.Module:
-        """Opens everything that the part works with, and gives the model among it."""
+        """Open everything that the part works with, and return the model among it."""
 
     def settings(self) -> dict[str, Any]:
         """Class, model, revision and dtype; a part adds its own."""
@@ -69,12 +69,12 @@ class Pretrained(Part):
 
     @property
     def commit(self) -> str | None:
-        """Which commit of the hub was opened; None for a folder, or before it is opened."""
+        """Return the commit of the hub that was opened; None for a folder, or before it is opened."""
         return getattr(getattr(self._opened, "config", None), "_commit_hash", None)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the model's device."""
         return next(self.model.parameters()).device
 
     def to(self, device: Any) -> Self:
@@ -88,7 +88,7 @@ class Pretrained(Part):
         return self
 
     def opened(self, kind: Any, **more: Any) -> Any:
-        """What `kind.from_pretrained` gives for the part's model and revision.
+        """Return what `kind.from_pretrained` opens for the part's model and revision.
 
         Args:
             kind: An Auto class of transformers.

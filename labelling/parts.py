@@ -22,7 +22,7 @@ class PartMissing(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What a detector found in one picture, the most certain first.
+    """Objects that a detector found in one picture, the most certain first.
 
     Attributes:
         boxes: (N, 4) float32 xyxy in [0, 1] of the picture.
@@ -36,11 +36,11 @@ class Detections:
 
 
 class Part(ABC):
-    """What all parts have in common: a model that is loaded late, and settings that go into the provenance."""
+    """Base of all parts: a model that is loaded late, and settings that go into the provenance."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on (model, revision, thresholds), as JSON values; needs no model."""
+        """Return what its answers depend on (model, revision, thresholds), as JSON values; needs no model."""
 
     @abstractmethod
     def to(self, device: Any) -> Self:
@@ -58,15 +58,15 @@ class Part(ABC):
 
 
 class Tagger(Part):
-    """Names what is in pictures."""
+    """Name what is in pictures."""
 
     @abstractmethod
     def __call__(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> list[list[str]]:
-        """For each of B pictures (H, W, 3) uint8 RGB with its caption the tags, without repetition."""
+        """Return the tags of B pictures (H, W, 3) uint8 RGB with their captions, without repetition."""
 
 
 class Detector(Part):
-    """Finds things in pictures: those of its own list, or those that it is asked for."""
+    """Find objects in pictures: those of its own list, or those that it is asked for."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -77,7 +77,7 @@ class Detector(Part):
     def __call__(
         self, pictures: Sequence[np.ndarray], asked: Sequence[Sequence[str]] | None = None
     ) -> list[Detections]:
-        """What is in B pictures.
+        """Find objects in B pictures.
 
         Args:
             pictures: B pictures (H, W, 3) uint8 RGB, of any sizes.
@@ -92,11 +92,11 @@ class Detector(Part):
 
 
 class Segmenter(Part):
-    """Outlines what lies in boxes."""
+    """Outline what lies in boxes."""
 
     @abstractmethod
     def __call__(self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """For each of B pictures (H, W, 3) uint8 RGB with its N boxes (N, 4) xyxy in [0, 1] the masks (N, H, W) bool."""
+        """Return masks (N, H, W) bool of the N boxes (N, 4) xyxy in [0, 1] of each of B pictures (H, W, 3) uint8 RGB."""
 
     def with_scores(
         self, pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
@@ -106,8 +106,8 @@ class Segmenter(Part):
 
 
 class Describer(Part):
-    """Describes pictures, or parts of them, in a sentence."""
+    """Describe pictures, or parts of them, in a sentence."""
 
     @abstractmethod
     def __call__(self, pictures: Sequence[np.ndarray], tags: Sequence[str]) -> list[str]:
-        """For each of B pictures (H, W, 3) uint8 RGB, with a word for what it shows or "", a sentence in one line."""
+        """Return a sentence in one line for each of B pictures (H, W, 3) uint8 RGB, with a word for what it shows or ""."""

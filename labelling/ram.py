@@ -57,9 +57,7 @@ class RamTagger(Pretrained, Tagger):
     ) -> None:
         super().__init__(model=model, revision=None, dtype=dtype, batch_size=batch_size)
         if interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"tagger.interpolation={interpolation}: no such choice; take one of {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"tagger.interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         if not Path(model).is_file():
             raise PartMissing(f"tagger.model={model}: no such file; {self.way_out}")
         self.interpolation, self.tags_file, self.thresholds_file = interpolation, tags, thresholds

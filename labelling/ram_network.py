@@ -93,7 +93,7 @@ class RamNetwork(nn.Module):
         self.fc = nn.Linear(sizes.decoder_width, 1)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """What Swin makes of images: the mean of its tokens, then the tokens.
+        """Encode images by Swin: the mean of its tokens, then the tokens.
 
         Args:
             images: (B, 3, S, S), normalised.

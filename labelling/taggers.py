@@ -60,7 +60,7 @@ class VocabularyTagger(Tagger):
 
 
 class CaptionTagger(Tagger):
-    """What the caption of a picture names.
+    """Noun phrases of a picture's caption, or the caption as a whole.
 
     Args:
         form: "phrases", the caption's noun phrases; "whole", the caption itself as the one thing to look for, of which a
@@ -72,7 +72,7 @@ class CaptionTagger(Tagger):
 
     def __init__(self, *, form: str = "phrases") -> None:
         if form not in CAPTION_FORMS:
-            raise ValueError(f"tagger.form={form}: no such choice; take one of {', '.join(CAPTION_FORMS)}")
+            raise ValueError(f"tagger.form={form}: must be one of {', '.join(CAPTION_FORMS)}")
         self.form = form
 
     def settings(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class _ScoringTagger(Pretrained, Tagger):
         if not 0 <= threshold < 1:
             raise ValueError(f"tagger.threshold={threshold}: give a probability from 0 to below 1")
         if most is not None and most < 1:
-            raise ValueError(f"tagger.most={most}: give 1 or more, or null for any number")
+            raise ValueError(f"tagger.most={most}: must be at least 1, or null for any number")
         self.threshold, self.most = threshold, most
         self._processor: Any = None
 

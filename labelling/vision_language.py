@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said.
+    """Answer of a model.
 
     Attributes:
         text: Its words.
@@ -82,7 +82,7 @@ class TooManyFailures(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What tokens cost, in any currency.
+    """Price of tokens, in any currency.
 
     Attributes:
         tokens_in: Of a million tokens of questions; None where it is not known.
@@ -93,7 +93,7 @@ class Price:
     tokens_out: float | None = None
 
     def of(self, tokens_in: int, tokens_out: int) -> float | None:
-        """What so many tokens cost; None where a price is not known."""
+        """Return what so many tokens cost; None where a price is not known."""
         if self.tokens_in is None or self.tokens_out is None:
             return None
         return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
@@ -101,7 +101,7 @@ class Price:
 
 @dataclass(kw_only=True)
 class Account:
-    """What a process asked so far, and what came of it.
+    """Account of what a process asked so far, and what came of it.
 
     Attributes:
         answered: Questions that were asked and answered.
@@ -191,7 +191,7 @@ class VisionLanguage(Part):
         self, *, cache: str | None = None, max_failures: int | None = None, price: Price | None = None
     ) -> None:
         if max_failures is not None and max_failures < 0:
-            raise ValueError(f"max_failures={max_failures}: give 0 or more, or null for no limit")
+            raise ValueError(f"max_failures={max_failures}: must be at least 0, or null for no limit")
         self.account = Account(price=price or Price())
         self.max_failures = max_failures
         self._files = None if cache is None else AnswerFiles(cache)
@@ -205,7 +205,7 @@ class VisionLanguage(Part):
 
     @abstractmethod
     def answer(self, question: Question, stop: threading.Event) -> Answer:
-        """Asks the model itself, past cache and account.
+        """Ask the model itself, past cache and account.
 
         Args:
             question: The question.
@@ -220,7 +220,7 @@ class VisionLanguage(Part):
         """
 
     def ask(self, picture: np.ndarray | None, prompt: str) -> Answer:
-        """Asks about one picture.
+        """Ask about one picture.
 
         Args:
             picture: (H, W, 3) uint8 RGB; None for a prompt alone.
@@ -240,7 +240,7 @@ class VisionLanguage(Part):
         return outcome
 
     def ask_all(self, questions: Sequence[Question]) -> list[Answer | NoAnswer]:
-        """Asks several questions, as many at a time as the model takes; the same question only once.
+        """Ask several questions, as many at a time as the model takes; the same question only once.
 
         Args:
             questions: The questions.
@@ -272,7 +272,7 @@ class VisionLanguage(Part):
         return [outcomes[key] for key in keys]
 
     def _outcome(self, key: tuple[str, str, str], question: Question, stop: threading.Event) -> Answer | NoAnswer:
-        """What came of a question, from the cache or from the model."""
+        """Return what came of a question, from the cache or from the model."""
         with self._lock:
             known = None if self._files is None else self._files.find(*key)
         try:
@@ -295,7 +295,7 @@ class VisionLanguage(Part):
             stop.set()
             raise TooManyFailures(
                 f"{self.model}: {self._faults} questions failed, more than max_failures={self.max_failures}, the last by: "
-                f"{failure}; mend that or raise max_failures, and start again: answers in the cache are kept"
+                f"{failure}; fix that or raise max_failures, and start again: answers in the cache are kept"
             ) from None
 
 

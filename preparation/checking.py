@@ -25,7 +25,7 @@ from preparation.work import SingleProcess, WorkSplit
 
 @dataclass(kw_only=True)
 class Check:
-    """What a check found.
+    """Outcome of a check.
 
     Attributes:
         place: The folder.
@@ -49,7 +49,7 @@ class Check:
 
 
 def check_folder(shards: str | Path, *, ranks: WorkSplit | None = None, progress: Progress | None = None) -> Check:
-    """Reads every sample of a folder of shards.
+    """Read every sample of a folder of shards.
 
     Args:
         shards: A path or an address of fsspec's.
@@ -93,7 +93,7 @@ def check_folder(shards: str | Path, *, ranks: WorkSplit | None = None, progress
 
 
 def faults_of(sample: Sample, index: dict[str, Any]) -> list[str]:
-    """What is wrong with a sample whose scene could be read.
+    """Return what is wrong with a sample whose scene could be read.
 
     Args:
         sample: The sample.
@@ -131,7 +131,7 @@ def _content_faults(sample: Sample, index: dict[str, Any]) -> list[str]:
 
 
 def _latent_fault(content: bytes, form: LatentForm) -> str | None:
-    """What is wrong with a stored latent, if anything."""
+    """Return what is wrong with a stored latent, if anything."""
     try:
         latent = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -144,7 +144,7 @@ def _latent_fault(content: bytes, form: LatentForm) -> str | None:
 def _faults_of_all(
     folder: Folder, index: dict[str, Any], entries: list[ShardEntry], counts: Counter[str], *, has_faults: bool
 ) -> list[str]:
-    """What is wrong with the folder as a whole."""
+    """Return what is wrong with the folder as a whole."""
     faults = []
     strays = {name for name in folder.names() if name.endswith(".tar")} - {entry.name for entry in entries}
     faults += [f"{name} is not in {INDEX}" for name in sorted(strays)]

@@ -31,11 +31,11 @@ def convert_source(
     max_bad_fraction: float = 0.01,
     progress: Progress | None = None,
 ) -> Report:
-    """Makes shards of a source; killed and run again it goes on, and the folder is the same over any number of processes.
+    """Make shards of a source; killed and run again it resumes, and the folder is the same over any number of processes.
 
     Args:
         source: What is read. It may say how pictures are encoded, as for `write_shards`.
-        out: Folder that is made, a path or an address of fsspec's; one that was begun with the same source is gone on with.
+        out: Folder that is made, a path or an address of fsspec's; one that was begun with the same source is resumed.
         shard_size: Places of the source in a shard, which has fewer samples where some were left out or an input file ends.
         shard_bytes: Most bytes of a shard: where the samples have more, the places of one shard become several,
             `000003.tar`, `000003-1.tar`, ...; one sample of more bytes is a shard by itself.

@@ -214,7 +214,7 @@ class _Engine:
         skipped += [] if is_all else [*begun, *self.work.left_out.skipped]
         raise TooManyBad(
             f"out={self.out}: {bad} of {good + bad} samples could not be read, more than max_bad_fraction={self.most:g}, so "
-            f"there is no index; mend them, or raise max_bad_fraction and run it again (the first: {skipped[0]})",
+            f"there is no index; fix them, or raise max_bad_fraction and run it again (the first: {skipped[0]})",
             skipped=skipped,
         )
 

@@ -31,7 +31,7 @@ _PARTS = {  # what a form may have no place for, and how many of it a scene has
 
 
 def named_samples(shards: str | Path, index: dict[str, Any], counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
-    """Yields shard and sample of every scene; what cannot be read is counted.
+    """Yield shard and sample of every scene; what cannot be read is counted.
 
     Args:
         shards: The shards.
@@ -67,17 +67,17 @@ def count_untold(scene: Scene, kinds: Sequence[str], counts: Counter[str]) -> No
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text can be the name of a file in a folder, and of none that is hidden."""
+    """Return whether a text can be the name of a file in a folder, and of none that is hidden."""
     return Path(name).name == name and not name.startswith(".")
 
 
 def picture_kind(sample: Sample) -> str:
-    """How its picture is stored, jpg or png; jpg where it has none."""
+    """Return the format that its picture is stored in, jpg or png; jpg where it has none."""
     return next((name for name in PICTURES if name in sample.members), "jpg")
 
 
 def picture_bytes(sample: Sample) -> bytes:
-    """Its picture as it is stored.
+    """Return its picture as it is stored.
 
     Args:
         sample: The sample.

@@ -40,7 +40,7 @@ _MODULES = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  # of numpy
 def export_igligen(
     shards: str | Path, out: str | Path, *, latents: str | None = "sample", seed: int = 0, sizes: bool = True
 ) -> Counter[str]:
-    """Writes shards as IGLIGEN's files, all or none: a pair for each tar of SA-1B that scenes come from, else for each shard.
+    """Write shards as IGLIGEN's files, all or none: a pair for each tar of SA-1B that scenes come from, else for each shard.
 
     Args:
         shards: The shards.
@@ -59,7 +59,7 @@ def export_igligen(
         ShardError: `out` is there, the shards cannot be read, or a scene cannot be told in the form.
     """
     if latents not in (None, *LATENTS):
-        raise ValueError(f"export.latents={latents}: no such choice; take one of {', '.join(LATENTS)} or null")
+        raise ValueError(f"export.latents={latents}: must be one of {', '.join(LATENTS)} or null")
     index = read_index(folder_at(shards))
     form = LatentForm(**index["latents"]) if latents is not None and "latents" in index else None
     counts: Counter[str] = Counter(pictures=0, objects=0, latents=0, files=0)
@@ -82,7 +82,7 @@ def export_igligen(
 
 
 def _by_file(samples: Iterator[tuple[str, Sample]]) -> Iterator[tuple[str, Iterator[Sample]]]:
-    """Yields name and samples of each file; the samples of one follow one another, though not in one shard."""
+    """Yield name and samples of each file; the samples of one follow one another, though not in one shard."""
     seen: set[str] = set()
     numbers: dict[int, str] = {}
 
@@ -148,7 +148,7 @@ def _published_caption(caption: str) -> str:
 
 
 def _refuse_other_square(scene: Scene, *, sizes: bool) -> None:
-    """Refuses boxes that do not lie in the centre square of the picture, which is all that the form knows."""
+    """Reject boxes that do not lie in the centre square of the picture, which is all that the form knows."""
     if scene.frame is None:
         if sizes:
             raise ShardError(
@@ -199,7 +199,7 @@ def _objects(rows: list[list[Any]]) -> np.ndarray:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Writes an array of objects as `np.save` of numpy 1 does."""
+    """Write an array of objects as `np.save` of numpy 1 does."""
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
         pickle.Pickler(_ForNumpy1(file), protocol=3).dump(array)
@@ -212,7 +212,7 @@ class _ForNumpy1:
         self._file, self._is_first = file, True
 
     def write(self, data: Any) -> int:
-        """Writes a part of the pickle; what lies ahead of the first large array is one part."""
+        """Write a part of the pickle; what lies ahead of the first large array is one part."""
         if self._is_first:
             data, self._is_first = bytes(data).replace(*_MODULES, 1), False
         return self._file.write(data)

@@ -37,7 +37,7 @@ def export_labels(
     whole_pixels: bool = True,
     embed: Embed | None = None,
 ) -> Counter[str]:
-    """Writes the labels of shards as published files, all or none.
+    """Write the labels of shards as published files, all or none.
 
     Args:
         shards: The shards.
@@ -58,7 +58,7 @@ def export_labels(
         ShardError: `out` is there, the shards cannot be read, or a scene cannot be told in the form.
     """
     if form not in FORMS:
-        raise ValueError(f"export.form={form}: no such choice; take one of {', '.join(FORMS)}")
+        raise ValueError(f"export.form={form}: must be one of {', '.join(FORMS)}")
     index = read_index(folder_at(shards))
     if pictures and "image" not in index["provides"]:
         raise ShardError(f"shards={shards}: hold no pictures; set export.pictures=false")
@@ -189,7 +189,7 @@ def _mask_in(
 
 
 def _shown(samples: Iterator[tuple[str, Sample]], counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
-    """Yields shard and sample of every picture with a box; the others are counted."""
+    """Yield shard and sample of every picture with a box; the others are counted."""
     for shard, sample in samples:
         boxed = sum(item.box is not None for item in sample.scene.objects)
         if lacking := len(sample.scene.objects) - boxed:

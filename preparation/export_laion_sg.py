@@ -27,7 +27,7 @@ _SUFFIXES = {"jpg": (".jpg", ".jpeg"), "png": (".png",)}
 
 
 def export_laion_sg(shards: str | Path, out: str | Path, *, pictures: bool = True) -> Counter[str]:
-    """Writes the scene graphs of shards as LAION-SG's, all or none.
+    """Write the scene graphs of shards as LAION-SG's, all or none.
 
     Ids of items and relations are numbered anew, from 0 in each entry and from 0 in the file.
 

@@ -105,7 +105,7 @@ class SceneLimits:
 
 
 class Filter(Stage):
-    """Objects are looked at first, then scenes with the objects that are left.
+    """Filter of objects, and then of scenes with the objects that are left.
 
     Args:
         objects: Which objects stay; all, if not given.

@@ -71,7 +71,7 @@ class Graphs(Stage):
         return self
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Writes the graphs of one shard.
+        """Write the graphs of one shard.
 
         Args:
             samples: Samples with pictures.
@@ -104,7 +104,7 @@ class Graphs(Stage):
         self.left_out.tallies.update({f"{FAILED}{reason}": count for reason, count in spent.failures.items()})
 
     def report(self, total: LeftOut) -> list[str]:
-        """What all graphs took.
+        """Return the account of all graphs.
 
         Args:
             total: The account of all shards.
@@ -119,7 +119,7 @@ class Graphs(Stage):
         return [f"graphs: {Account(**spent, failures=failures, price=self.model.account.price)}"]
 
     def question(self, sample: Sample) -> Question:
-        """What is asked about a sample; raises `ShardError` where it has no picture that can be decoded."""
+        """Return the question about a sample; raises `ShardError` where it has no picture that can be decoded."""
         prompt = self.prompt.replace("{caption}", sample.scene.caption)
         return Question(picture=np.asarray(sample.picture()), prompt=prompt)
 
@@ -148,7 +148,7 @@ class Graphs(Stage):
         )
 
     def _failed(self, where: str, failure: Exception, reason: str) -> None:
-        """Tell of a sample without a graph."""
+        """Report a sample without a graph."""
         self.left_out.skip(f"{where}: graph: {failure}")
         self.left_out.counts[f"graphs failed: {reason}"] += 1
 

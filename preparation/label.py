@@ -119,10 +119,10 @@ class Label(Stage):
             raise ValueError("detector: none is chosen; name one, such as detector=grounding_dino")
         for setting, value, known in (("memory", memory, MEMORY), ("phrase", phrase, PHRASES)):
             if value not in known:
-                raise ValueError(f"stage.{setting}={value}: no such choice; take one of {', '.join(known)}")
+                raise ValueError(f"stage.{setting}={value}: must be one of {', '.join(known)}")
         for setting, value in {"batch_size": batch_size, "square": square, "short_side": short_side}.items():
             if value is not None and value < 1:
-                raise ValueError(f"stage.{setting}={value}: give 1 or more")
+                raise ValueError(f"stage.{setting}={value}: must be at least 1")
         if min_crop < 0:
             raise ValueError(f"stage.min_crop={min_crop}: give pixels, 0 or more")
         if phrase == "description" and describer is None:

@@ -53,7 +53,7 @@ class _Square:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """How images become square, by the code that does it in training; training on latents has no choice any more.
+    """Settings of making images square, as training does; training on latents has no choice any more.
 
     Attributes:
         resolution: Height and width of the images that are encoded, px; None takes the backbone's.
@@ -83,7 +83,7 @@ class ImageTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentOutput:
-    """What is stored of each image.
+    """Settings of what is stored of each image.
 
     Attributes:
         store: "moments" stores mean and log-variance, so that training can sample; "mode" the mean alone; "sample" one sample, as
@@ -231,7 +231,7 @@ class Latents(Stage):
                 yield from self._stored(*queued)
 
     def _decoded(self, samples: Iterable[Sample], pool: ThreadPoolExecutor) -> Iterator[Future[_Square]]:
-        """Yields samples with their squares to come, up to two batches of which are under way."""
+        """Yield samples with their squares to come, up to two batches of which are under way."""
         square = self._transform.at(self.resolution).square
 
         def decode(sample: Sample) -> _Square:
@@ -247,7 +247,7 @@ class Latents(Stage):
         yield from waiting
 
     def _sound(self, decoded: Iterable[Future[_Square]]) -> Iterator[_Square]:
-        """Yields what could be decoded; the rest is told."""
+        """Yield what could be decoded, and report the rest."""
         for waited in decoded:
             try:
                 square = waited.result()
@@ -268,7 +268,7 @@ class Latents(Stage):
         return moments.unflatten(0, (-1, len(pictures))).transpose(0, 1)
 
     def _stored(self, squares: list[_Square], moments: Tensor) -> Iterator[Sample]:
-        """Yields samples with what is to be stored of their (B, K, 2C, h, w) moments."""
+        """Yield samples with what is to be stored of their (B, K, 2C, h, w) moments."""
         for square, each in zip(squares, moments.float().cpu().numpy(), strict=True):
             sample = square.sample
             with np.errstate(over="ignore"):  # said below

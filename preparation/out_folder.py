@@ -39,7 +39,7 @@ def writing_to(out: Folder) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutError(
-            f"out={out}: {error.strerror or error}; what is whole stays: free some space, or mend the folder, and run it again",
+            f"out={out}: {error.strerror or error}; what is whole stays: free some space, or fix the folder, and run it again",
             is_full=error.errno in _DISK_FULL,
         ) from error
 

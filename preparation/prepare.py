@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def convert(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
-    """Writes a source as shards, or goes on with it, and says what is in them and what is not.
+    """Write a source as shards, or resume that, and print what is in them and what is not.
 
     Args:
         cfg: what `prepare.py` was asked for: `source`, `out`, `shard_size`, `shard_bytes`, `max_bad_fraction`.
@@ -53,7 +53,7 @@ def convert(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> 
 
 
 def make(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
-    """Makes shards of shards by the stage that the task names, or goes on with it.
+    """Make shards of shards by the stage that the task names, or resume that.
 
     Args:
         cfg: what `prepare.py` was asked for: `stage`, `shards`, `out`, `max_bad_fraction`, `accelerator`.
@@ -75,7 +75,7 @@ def make(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> Non
 
 
 def check(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> None:
-    """Reads every byte of the shards again, compares, and looks at every scene and picture.
+    """Read every byte of the shards again, compare, and look at every scene and picture.
 
     Args:
         cfg: what `prepare.py` was asked for; `shards` is the folder to read.
@@ -97,7 +97,7 @@ def check(cfg: DictConfig, *, environment: Mapping[str, str] = os.environ) -> No
 
 
 def stats(cfg: DictConfig) -> None:
-    """Counts what is in shards, and draws charts of it.
+    """Count what is in shards, and draw charts of it.
 
     Args:
         cfg: what `prepare.py` was asked for: `shards`, `out`.
@@ -111,7 +111,7 @@ def stats(cfg: DictConfig) -> None:
 
 
 def export(cfg: DictConfig) -> None:
-    """Writes the labels of shards, or their latents and boxes, or their scene graphs, as published files.
+    """Write the labels of shards, or their latents and boxes, or their scene graphs, as published files.
 
     Args:
         cfg: what `prepare.py` was asked for: `shards`, `out`, `export`, `accelerator`.
@@ -141,7 +141,7 @@ TASKS: dict[str, Callable[[DictConfig], None]] = {"convert": convert, "stats": s
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Runs the task that the configuration names.
+    """Run the task that the configuration names.
 
     Args:
         cfg: what `prepare.py` was asked for.
@@ -150,7 +150,7 @@ def prepare(cfg: DictConfig) -> None:
 
 
 def told(out: str, index: dict[str, Any]) -> str:
-    """What is in the shards and what was left out, in a few lines, as `index.json` says."""
+    """Return what is in the shards and what was left out, in a few lines, as `index.json` says."""
     counts, left_out = index["counts"], index.get("left_out", {})
     skipped = index.get("skipped", {"samples": 0, "reasons": []})
     dropped = sum(number for reason, number in left_out.items() if reason.startswith("boxes"))
@@ -166,13 +166,13 @@ def told(out: str, index: dict[str, Any]) -> str:
 
 
 def _ranks(environment: Mapping[str, str]) -> Ranks:
-    """This process's place; the elements of a job array share the work unless Hydra made the array of a sweep's jobs."""
+    """Return this process's rank; the elements of a job array share the work unless Hydra made the array of a sweep's jobs."""
     is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return ranks_of(environment, arrays=not is_sweep)
 
 
 def _device(accelerator: str, ranks: Ranks) -> torch.device:
-    """The device of this rank: of several GPUs each process of a machine takes another."""
+    """Return the device of this rank: of several GPUs each process of a machine takes another."""
     import torch
 
     count = torch.cuda.device_count() if accelerator != "cpu" and torch.cuda.is_available() else 0
@@ -183,7 +183,7 @@ def _device(accelerator: str, ranks: Ranks) -> torch.device:
 
 @contextmanager
 def _told(cfg: DictConfig, ranks: Ranks) -> Iterator[Progress]:
-    """A line with rate and time left; where too much is bad, a line for each sample."""
+    """Show a bar with rate and time left; where too much is bad, print a line for each sample."""
     title = f"{cfg.task} {ranks.rank + 1}/{ranks.count}" if ranks.count > 1 else cfg.task
     try:
         with tqdm(unit="scene", dynamic_ncols=True, desc=title) as bar:
@@ -199,7 +199,7 @@ def _told(cfg: DictConfig, ranks: Ranks) -> Iterator[Progress]:
 
 
 def _end(cfg: DictConfig, ranks: Ranks, report: Report) -> None:
-    """Says what was made; a shard that failed ends the process with an error."""
+    """Print what was made; a shard that failed ends the process with an error."""
     if report.index is not None:
         print(told(cfg.out, report.index))
     print(report)
@@ -207,7 +207,7 @@ def _end(cfg: DictConfig, ranks: Ranks, report: Report) -> None:
         left = len(report.failed) + len(report.not_begun)
         raise ShardError(
             f"out={cfg.out}: {left} of {report.pieces} shards are missing (the first: {report.failed[0][0]}: "
-            f"{report.failed[0][1]}); mend what is told above and run the same again, which makes these alone"
+            f"{report.failed[0][1]}); fix what is listed above and run the same again, which makes these alone"
         )
     if report.elsewhere:
         print(

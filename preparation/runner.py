@@ -37,7 +37,7 @@ def run_stage(
     max_bad_fraction: float = 0.01,
     progress: Progress | None = None,
 ) -> Report:
-    """Makes shards of shards.
+    """Make shards of shards.
 
     Killed and run again it goes on: at most one shard is made twice. Over any number of processes the folder is the same, byte
     for byte.
@@ -45,7 +45,7 @@ def run_stage(
     Args:
         stage: What is done to the samples.
         shards: Folder that is read, a path or an address of fsspec's.
-        out: Folder that is made, likewise; one that was begun with the same stage and shards is gone on with.
+        out: Folder that is made, likewise; one that was begun with the same stage and shards is resumed.
         ranks: Which share of the shards is this process's; all of them if not given.
         max_bad_fraction: Share of the samples that may be unreadable: they are skipped, counted and listed.
         progress: Called with (samples taken, samples to take).
@@ -122,7 +122,7 @@ class StageWork(Work):
         self.left_out = self._joined(own)
 
     def _joined(self, own: LeftOut) -> LeftOut:
-        """What the stage left out, and what could not even be read."""
+        """Return what the stage left out, and what could not even be read."""
         told = self._stage.left_out
         if told is own or not own.skipped:
             return told
@@ -161,7 +161,7 @@ class StageWork(Work):
 
 
 def check_requires(stage: Stage, provided: frozenset[str], shards: Any) -> None:
-    """Refuses shards that lack what a stage requires.
+    """Reject shards that lack what a stage requires.
 
     Args:
         stage: The stage.

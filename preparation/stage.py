@@ -105,13 +105,13 @@ class Stage(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that decides what comes out (models by name and revision, sizes, thresholds), as JSON values.
+        """Return all that decides what comes out (models by name and revision, sizes, thresholds), as JSON values.
 
         The index keeps them, and shards that were made with others are not taken for done.
         """
 
     def provides(self, provided: frozenset[str]) -> frozenset[str]:
-        """What its samples carry, of samples that carry `provided`."""
+        """Return what its samples carry, of samples that carry `provided`."""
         return provided
 
     def latent_form(self, given: LatentForm | None) -> LatentForm | None:

@@ -102,7 +102,7 @@ class Statistics:
 
 
 def write_statistics(shards: str | Path, out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Counts what is in shards, and writes `statistics.json` with a chart, PNG and SVG, for each of its parts.
+    """Count what is in shards, and write `statistics.json` with a chart, PNG and SVG, for each of its parts.
 
     Args:
         shards: Folder that is read, a path or an address of fsspec's.
