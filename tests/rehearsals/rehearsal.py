@@ -160,7 +160,7 @@ def changed(arguments: list[str], *settings: str) -> list[str]:
 
 def tiny(word: str) -> str:
     key, _, value = word.partition("=")
-    if key == "stage.resolution":
+    if key == "stage.transform.resolution":
         return f"{key}={SIZE}"
     return f"{key}={TINY[value]}" if key == "backbone" and value in TINY else word
 
