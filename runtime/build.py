@@ -192,10 +192,9 @@ def build_callbacks(cfg: DictConfig, passed_over: PassedOver) -> list[pl.Callbac
         passed_over: catches what those raise that only show or measure.
 
     Returns:
-        They, with what makes the run go on from whole steps and ends it where a rank has died.
+        They, with what makes the run go on from whole steps.
     """
     from callbacks.checkpoint import Checkpoint, KeepBest
-    from callbacks.lifeline import Lifeline
     from callbacks.observer import HeldOutObserver, Observer
     from datamodules.resume import ResumeWholeSteps
 
@@ -207,7 +206,7 @@ def build_callbacks(cfg: DictConfig, passed_over: PassedOver) -> list[pl.Callbac
     others = [callback for callback in chosen.values() if not isinstance(callback, Checkpoint | HeldOutObserver)]
     drawing = [callback for callback in chosen.values() if isinstance(callback, HeldOutObserver)]
     keeping = [KeepBest(callback, passed_over) for callback in saving if callback.best is not None]
-    return [ResumeWholeSteps(), Lifeline(), *saving, *others, *drawing, *keeping, passed_over]
+    return [ResumeWholeSteps(), *saving, *others, *drawing, *keeping, passed_over]
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:

@@ -16,6 +16,7 @@ from callbacks.observer import PassedOver
 from callbacks.pictures import Pictures
 from callbacks.progress import Progress
 from callbacks.signals import HEARD, SIGNALS
+from datamodules.resume import ResumeWholeSteps
 from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from runtime.run_directory import RunDirectory, is_whole
@@ -197,7 +198,6 @@ def test_what_saves_comes_before_what_measures_and_what_keeps_the_best_after(qui
 
     callbacks = build_callbacks(quick(f"callback=[{order}]", "trainer.keep_best=x"), PassedOver())
     kinds = [type(callback) for callback in callbacks]
-    kinds = kinds[kinds.index(Checkpoint) :]
-    assert kinds[:2] == [Checkpoint, Progress]
-    assert set(kinds[2:4]) == {Pictures, LayoutScore}
-    assert kinds[4:] == [KeepBest, PassedOver]
+    assert kinds[:3] == [ResumeWholeSteps, Checkpoint, Progress]
+    assert set(kinds[3:5]) == {Pictures, LayoutScore}
+    assert kinds[5:] == [KeepBest, PassedOver]
