@@ -6,14 +6,11 @@ same step.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,11 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.trainer.states import TrainerFn
-from typing_extensions import Buffer
 
+from callbacks.checkpoint_files import LATER, CheckpointFiles
 from callbacks.observer import PassedOver
 from callbacks.signals import SIGNALS
+from files.atomic import write_atomically
 
 BEST = "best.json"
 
@@ -74,15 +72,14 @@ class Checkpoint(pl.Callback):
         self.folder, self.every, self.keep = Path(folder), every, keep
         self.minutes, self.hours, self.best = minutes, hours, best
         self._began = self._saved_at = time.monotonic()
-        self._saved_step = self._seen_step = -1
-        self._last: dict[str, Any] | None = None
+        self._saved_step = self._taken_step = self._seen_step = -1
         self._measured: Any = None
         self._has_validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The checkpoint that a run goes on from need not be written again; signals are heard here, not by Lightning."""
         self._saved_step = self._seen_step = trainer.global_step
-        self._last = None
+        self._taken_step = -1
         self._saved_at = time.monotonic()
         SIGNALS.listen()
 
@@ -110,12 +107,12 @@ class Checkpoint(pl.Callback):
     ) -> None:
         """Takes the state after the last step, while Lightning counts it as one to go on from."""
         if trainer.global_step == trainer.max_steps != self._saved_step:
-            self._last = self._dump(trainer)
+            self._take(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes it where there was no validation after it."""
-        if self._last is not None:
-            self._write(trainer, self._last)
+        if self._taken_step == trainer.global_step:
+            self._write(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There are figures to keep the best by from now on."""
@@ -138,14 +135,14 @@ class Checkpoint(pl.Callback):
             )
         (better,) = _largest(trainer, [trainer.is_global_zero and self._is_best(trainer)])
         if better:
-            self._write(trainer, self._last or self._dump(trainer), better=True)
+            self._write(trainer, better=True)
 
     def _save_due(self, trainer: pl.Trainer) -> tuple[int, bool]:
         """Saves if this step is due and not saved; which signal has come and whether time is up, on every rank the same."""
         step = trainer.global_step
         asked, late, due = self._agreed(trainer)
         if step != self._saved_step and (asked or late or due or step % self.every == 0 or step == trainer.max_steps):
-            self._write(trainer, self._last or self._dump(trainer))
+            self._write(trainer)
         return asked, late
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool, bool]:
@@ -173,23 +170,27 @@ class Checkpoint(pl.Callback):
         said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return (said["step"], said["value"]) if said and said["name"] == self.best else (-1, 0.0)
 
-    def _dump(self, trainer: pl.Trainer) -> dict[str, Any]:
-        return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    def _take(self, trainer: pl.Trainer) -> None:
+        """Bring the state of all ranks together on rank 0; every rank calls it."""
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False, storage_options=LATER)
+        self._taken_step = trainer.global_step
 
-    def _write(self, trainer: pl.Trainer, checkpoint: dict[str, Any], *, better: bool = False) -> None:
-        """Writes on rank 0, unless it is there; the others wait, and end with it where it fails."""
-        step = trainer.global_step
-        path = self.folder / f"step={step}.ckpt"
+    def _write(self, trainer: pl.Trainer, *, better: bool = False) -> None:
+        """Write on rank 0, unless it is there; the others wait, and end with it where it fails."""
+        step, files = trainer.global_step, _files(trainer)
+        if step not in (self._saved_step, self._taken_step):
+            self._take(trainer)
+        self._taken_step = -1
         error: OSError | None = None
         if trainer.is_global_zero:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 if step != self._saved_step:
-                    _write_beside(path, checkpoint)
+                    files.write()
                 self._tidy(step, better=better)
             except OSError as full:  # disk full: the checkpoints before this one stay whole
                 what = f"{full.strerror or full}; nothing was left behind: make room and give the same command again"
-                error = OSError(full.errno, what, str(path))
+                error = OSError(full.errno, what, str(self.folder / f"step={step}.ckpt"))
         is_written = trainer.strategy.broadcast(error is None)
         if error is not None:
             raise error
@@ -201,9 +202,8 @@ class Checkpoint(pl.Callback):
     def _tidy(self, step: int, *, better: bool) -> None:
         """Notes the best, and removes all but that and the newest."""
         if better:
-            draft = self.folder / f".{BEST}"
-            draft.write_text(json.dumps({"name": self.best, "step": step, "value": float(self._measured)}) + "\n")
-            os.replace(draft, self.folder / BEST)
+            note = json.dumps({"name": self.best, "step": step, "value": float(self._measured)}) + "\n"
+            write_atomically(self.folder / BEST, note.encode())
         best, _ = self._best()
         for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
             if _step(old) != best:
@@ -249,39 +249,13 @@ def _largest(trainer: pl.Trainer, flags: list[Any]) -> list[int]:
     return shared.tolist()
 
 
-class _Sink(io.FileIO):
-    """A file that remembers why it could not be written."""
-
-    error: OSError | None = None
-
-    def write(self, data: Buffer) -> int:
-        """As every file; a part that fits is not taken for the whole."""
-        try:
-            rest = memoryview(data).cast("B")
-            while rest:
-                rest = rest[super().write(rest) :]
-            return memoryview(data).nbytes
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def _write_beside(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Writes a whole file or none, and is sure that it is on the disk before it has its name."""
-    beside = path.with_suffix(".partial")
-    try:
-        with _Sink(beside, "wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError:  # torch's own, in place of what the file said
-                if file.error is None:
-                    raise
-                raise file.error from None
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+def _files(trainer: pl.Trainer) -> CheckpointFiles:
+    files = trainer.strategy.checkpoint_io
+    if not isinstance(files, CheckpointFiles):
+        raise ValueError(
+            f"callback.checkpoint: the trainer writes by {type(files).__name__}; give it CheckpointFiles()"
+        )
+    return files
 
 
 def _step(path: Path) -> int:

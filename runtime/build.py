@@ -215,6 +215,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     import torch
     from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+    from callbacks.checkpoint_files import CheckpointFiles
     from callbacks.observer import PassedOver
 
     node = cfg.trainer
@@ -228,7 +229,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     ranks = ranks_of(os.environ).count
     return pl.Trainer(
         # the processes have met, whoever started them; Lightning's own way under SLURM would save by itself on its signals
-        plugins=[TorchElasticEnvironment() if ranks > 1 else LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if ranks > 1 else LightningEnvironment(), CheckpointFiles()],
         accelerator=node.accelerator,
         devices=node.devices,
         num_nodes=node.num_nodes,

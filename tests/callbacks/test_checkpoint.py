@@ -21,6 +21,7 @@ from lightning_modules.scene_diffusion import SceneDiffusion
 from loggers.metrics_csv import read_metrics
 from runtime.run_directory import RunDirectory, is_whole
 from runtime.training import STOPPED
+from tests.ranks import on_ranks
 from tests.run_files import broken_off, folder_of, logged, names, saved, steps_of
 
 FIGURES = ("train/loss", "validation/loss", "layout/layout_iou")
@@ -45,6 +46,19 @@ class TestFiles:
         step_ends(callback, short_run)
         assert names(tmp_path, "") == after
         assert is_whole(tmp_path / "step=4.ckpt")
+
+    def test_where_the_disk_of_rank_0_is_full_the_other_rank_ends_with_it(self, quick, fit):
+        cfg = quick("callback=[checkpoint]", "trainer.devices=2", "trainer.strategy=ddp")
+
+        def both(rank):
+            with files_of_at_most(20_000), pytest.raises((OSError, SystemExit)) as ended:
+                fit(cfg)
+            return str(ended.value)
+
+        first, other = on_ranks(both, timeout=300)
+        assert "step=1.ckpt" in first
+        assert other == "2"
+        assert names(cfg, "checkpoints") == []
 
     def test_what_is_not_due_is_not_saved(self, short_run, tmp_path):
         resumed = Checkpoint(folder=str(tmp_path / "resumed"), every=1)
