@@ -9,7 +9,7 @@ Legend: B pictures, (C, h, w) a latent.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from datamodules.order import latent_noise
 from datamodules.scene_datamodule import Batch
-from lightning_modules.averaging import MovingAverage
+from lightning_modules.execution import Execution
 from lightning_modules.guard import MicroBatch, Verdict, gathered, judge, ranks, rewind, told
-from lightning_modules.schedules import learning_rate_factor
+from lightning_modules.optimization import Optimization
 from models.backbones.base import INPAINTS, Backbone
 from models.conditioning.base import Conditioning
 from models.conditioning.drops import ConditionDrops
@@ -48,17 +48,12 @@ class SceneDiffusion(pl.LightningModule):
         conditioning: the adapters; attached to the backbone's UNet here.
         objective: noise levels, target and weight.
         drops: which conditions a sample keeps.
-        optimizer: parameters -> optimizer.
-        schedule: arguments of `learning_rate_factor` beside `steps`.
+        optimization: optimizer, learning rate, average, and steps that are left out.
         sampler: draws pictures for callbacks and evaluation.
-        average: settings of `MovingAverage`; None for no average.
+        execution: how the UNet is computed; None takes all defaults.
         seed: with a sample's global position it decides the sample's noise.
         posterior: what training takes of an image: "sample" draws its latent from the autoencoder's distribution, "mode" takes
             the mean, as validation does.
-        max_nonfinite: steps in a row that are left out, because a loss or a gradient is not finite, before the run stops.
-        channels_last: keep the UNet and its input in channels-last memory.
-        compiled: compile the UNet in place; keys stay as they are.
-        checkpointing: compute activations of the UNet's blocks again in the backward pass.
     """
 
     def __init__(
@@ -68,25 +63,19 @@ class SceneDiffusion(pl.LightningModule):
         conditioning: Conditioning,
         objective: DiffusionObjective,
         drops: ConditionDrops,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Mapping[str, Any],
+        optimization: Optimization,
         sampler: Sampler,
-        average: Mapping[str, Any] | None = None,
+        execution: Execution | None = None,
         seed: int = 0,
         posterior: str = "mode",
-        max_nonfinite: int = 0,
-        channels_last: bool = False,
-        compiled: bool = False,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.adapters = conditioning.adapters  # registered here, so that checkpoint keys are adapters.<name>.*
         self._conditioning = (conditioning,)
         self.objective, self.drops, self.sampler = objective, drops, sampler
-        self._optimizer, self._schedule = optimizer, dict(schedule)
-        self.seed, self.max_nonfinite, self.nonfinite = seed, max_nonfinite, 0
-        self.posterior = posterior
+        self.optimization, self.execution = optimization, execution or Execution()
+        self.seed, self.posterior, self.nonfinite = seed, posterior, 0
         self._done: list[MicroBatch] = []
         self._is_left_out = False
         self._bad_samples = 0
@@ -95,17 +84,12 @@ class SceneDiffusion(pl.LightningModule):
             conditioning.attach(backbone.unet)
         else:
             backbone.requires_grad_(True)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        backbone.unet.to(memory_format=self._format)
-        if checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
-        if compiled:
-            backbone.unet.compile()
+        self.execution.apply(backbone.unet)
         if unknown := sorted(set(drops.methods) - set(self.adapters)):
             raise ValueError(
                 f"drops.methods.{unknown[0]}: no method of this run (have: {', '.join(sorted(self.adapters))}); name one of them"
             )
-        self.average = MovingAverage(self.trained, **average) if average else None
+        self.average = optimization.build_average(self.trained)
         self.strict_loading = False  # frozen weights are not in a checkpoint; on_load_checkpoint verifies the rest
 
     @property
@@ -200,7 +184,7 @@ class SceneDiffusion(pl.LightningModule):
 
     def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
         """What the losses are the sum of: the objective's (B,) first, then those that methods have of their own, by name."""
-        latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self._format)
+        latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self.execution.memory_format)
         draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
         given: dict[str, Any] = {}
         scenes, captions = batch.scenes, batch.scenes.captions
@@ -209,7 +193,7 @@ class SceneDiffusion(pl.LightningModule):
             given = {"kept": self.drops.zeroed(has_caption), "seen": self.drops.seen(scenes, draws.methods)}
         inputs = self.conditioning(self.backbone, scenes, captions, tuple(latents.shape[-2:]), **given)
         times, noise = self.objective.times(draws), self.objective.noise(draws)
-        noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
+        noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self.execution.memory_format)
         prediction = self.backbone.denoise(noised, times, inputs)
         return {
             "objective": self.objective.losses(prediction, latents, noise, times),
@@ -266,12 +250,13 @@ class SceneDiffusion(pl.LightningModule):
         names = ", ".join(line["scene"] for line in lines[:NAMED]) + (", …" if len(lines) > NAMED else "")
         what = lines[0]["not_finite"]
         message = f"the {what} at step {self.global_step} is not finite for the scenes {names} ({self._nonfinite_file})"
-        if self.nonfinite > self.max_nonfinite:
+        allowed = self.optimization.max_nonfinite
+        if self.nonfinite > allowed:
             raise FloatingPointError(
-                f"{message}: {self.nonfinite} steps in a row, trainer.max_nonfinite={self.max_nonfinite}; look at these scenes, "
-                "lower optimizer.learning_rate, or raise trainer.max_nonfinite to leave such steps out"
+                f"{message}: {self.nonfinite} steps in a row, trainer.max_nonfinite={allowed}; look at these scenes, lower "
+                "optimizer.learning_rate, or raise trainer.max_nonfinite to leave such steps out"
             )
-        rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {self.max_nonfinite} in a row")
+        rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {allowed} in a row")
 
     def _levels(self, positions: Sequence[int]) -> Tensor:
         """(B,) noise levels of the samples at B positions."""
@@ -279,11 +264,7 @@ class SceneDiffusion(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, its learning rate a function of the optimizer step."""
-        parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
-        optimizer = self._optimizer(parameters)
-        factor = learning_rate_factor(steps=self.trainer.max_steps, **self._schedule)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.optimization.build(self.trained, steps=self.trainer.max_steps)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then takes the new weights into the average, unless the step was left out."""

@@ -73,6 +73,8 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     """The LightningModule of the run's method; several methods share the general one. `restored` as above."""
     import torch
 
+    from lightning_modules.execution import Execution
+    from lightning_modules.optimization import Optimization
     from models.conditioning.drops import ConditionDrops
 
     with torch.random.fork_rng():
@@ -82,22 +84,25 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     conditioning = build_conditioning(cfg, backbone, restored=restored)
     optimizer = OmegaConf.to_container(cfg.optimizer, resolve=True)
     schedule = {key: optimizer.pop(key) for key in ("schedule", "warmup_steps", "final_fraction")}
-    average = {"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None
     return _module_class(cfg)(
         backbone=backbone,
         conditioning=conditioning,
         objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
         drops=ConditionDrops(**{key: value for key, value in cfg.drops.items() if value is not None}),
-        optimizer=_optimizer(optimizer, shared=cfg.trainer.strategy == "fsdp" and ranks_of(os.environ).count > 1),
-        schedule=schedule,
+        optimization=Optimization(
+            optimizer=_optimizer(optimizer, shared=cfg.trainer.strategy == "fsdp" and ranks_of(os.environ).count > 1),
+            schedule=schedule,
+            average={"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None,
+            max_nonfinite=cfg.trainer.max_nonfinite,
+        ),
         sampler=instantiate(cfg.sampler, _convert_="all"),
-        average=average,
+        execution=Execution(
+            channels_last=cfg.trainer.channels_last,
+            compile=cfg.trainer.compile,
+            gradient_checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
+        ),
         seed=cfg.seed,
         posterior=cfg.data.get("posterior", "mode"),
-        max_nonfinite=cfg.trainer.max_nonfinite,
-        channels_last=cfg.trainer.channels_last,
-        compiled=cfg.trainer.compile,
-        checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
     )
 
 
