@@ -1,4 +1,4 @@
-"""How the state of a run becomes a file: by Lightning's plugin for it, as a whole or not at all, and when `Checkpoint` says so.
+"""Lightning's plugin that writes the state of a run: a complete file or none, and when `Checkpoint` says so.
 
 What is in a checkpoint, and when one is due, is not decided here.
 """
@@ -18,7 +18,7 @@ LATER = {"write": "later"}
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints beside their names, waits for the disk, and renames; Lightning calls it on rank 0 alone.
+    """Write checkpoints to a temporary file, wait for the disk, and rename; Lightning calls this on rank 0 alone.
 
     Where Lightning's own writes at once, this can wait. The state after the last step has to be taken before its figures are
     logged, and written after. And an error in writing is then not raised within `Trainer.save_checkpoint`, where the other ranks

@@ -1,4 +1,4 @@
-"""How the denoiser is computed, which changes its speed and its memory and not what it computes."""
+"""Settings of the denoiser's execution, which change its speed and its memory and not its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Ways to compute a UNet.
+    """How a UNet is computed.
 
     Attributes:
         channels_last: keep the UNet and its input in channels-last memory.
@@ -28,7 +28,7 @@ class Execution:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def apply(self, unet: Any) -> None:
-        """Have a UNet of diffusers computed so."""
+        """Set a UNet of diffusers up for it."""
         unet.to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

@@ -1,4 +1,4 @@
-"""How what trains is brought forward: optimizer, learning rate, average, and what becomes of steps that are not finite.
+"""Settings of the optimization: optimizer, learning rate, average, and how many steps in a row may be left out.
 
 The optimizers themselves are torch's and other packages'; `conf/optimizer` names them.
 """

@@ -41,7 +41,7 @@ NAMED = 8  # scenes in a message; the file has all
 
 
 class SceneDiffusion(pl.LightningModule):
-    """Trains adapters over a frozen backbone, or a backbone by itself where there is no adapter.
+    """Train adapters over a frozen backbone, or a backbone by itself where there is no adapter.
 
     Args:
         backbone: the diffusion model.
@@ -99,11 +99,11 @@ class SceneDiffusion(pl.LightningModule):
 
     @property
     def trained(self) -> nn.Module:
-        """What trains, is averaged and is saved: the adapters, or the backbone where there are none."""
+        """The part that trains, is averaged and is saved: the adapters, or the backbone where there are none."""
         return self.conditioning if self.adapters else self.backbone
 
     def on_fit_start(self) -> None:
-        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half.
+        """Reject a denoiser that needs an image to inpaint, which training data lacks, and one that would train in half.
 
         Raises:
             ValueError: either.
@@ -121,13 +121,13 @@ class SceneDiffusion(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Forgets what an attempt before this one wrote down of steps that come again."""
+        """Drop what an attempt before this one wrote of steps that come again."""
         self._done.clear()
         if self.trainer.is_global_zero:
             rewind(self._nonfinite_file, self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
+        """Return the mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
         positions = batch.positions.tolist()
         parts = self.parts(batch, positions)
         ids = [scene.id for scene in batch.scenes]
@@ -136,7 +136,7 @@ class SceneDiffusion(pl.LightningModule):
         return torch.stack(list(parts.values())).sum(dim=0).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the mean loss over all ranks and micro-batches; leaves the step out, on all ranks, where it is not sound.
+        """Log the mean loss over all ranks and micro-batches; leave the step out, on all ranks, where something is not finite.
 
         Args:
             optimizer: about to step; without gradients it changes neither a weight nor its own state.
@@ -163,27 +163,27 @@ class SceneDiffusion(pl.LightningModule):
         self._tell(verdict, done)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins to sum up."""
+        """Start the sums over held-out scenes."""
         self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss with noise level and noise fixed for each scene, and no condition dropped."""
+        """Add up losses with noise level and noise fixed for each scene, and no condition dropped."""
         losses = self.losses(batch, [VALIDATION_KEY + p for p in batch.positions.tolist()], drop=False)
         self._validated += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean over all scenes of all ranks; Lightning's own would round the number of scenes of a rank."""
+        """Log the mean over all scenes of all ranks; Lightning's own would round the number of scenes of a rank."""
         if ranks() > 1:
             torch.distributed.all_reduce(self._validated)
         total, count = self._validated
         self.log("validation/loss", total / count, sync_dist=True)  # the same on all ranks by now
 
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
-        """(B,) losses of the samples whose draws are those of `keys`."""
+        """Return (B,) losses of the samples whose draws are those of `keys`."""
         return torch.stack(list(self.parts(batch, keys, drop=drop).values())).sum(dim=0)
 
     def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
-        """What the losses are the sum of: the objective's (B,) first, then those that methods have of their own, by name."""
+        """Return the terms of the losses by name: the objective's (B,) first, then those that methods have of their own."""
         latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self.execution.memory_format)
         draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
         given: dict[str, Any] = {}
@@ -201,7 +201,7 @@ class SceneDiffusion(pl.LightningModule):
         }
 
     def latents(self, batch: Batch, keys: Sequence[int] | None = None) -> Tensor:
-        """(B, C, h, w) latents: those that the batch brings, or of its pictures.
+        """Return (B, C, h, w) latents: those that the batch brings, or those of its pictures.
 
         Args:
             batch: B samples.
@@ -225,12 +225,12 @@ class SceneDiffusion(pl.LightningModule):
         return Path(self.trainer.default_root_dir) / NONFINITE
 
     def _overflow_is_the_scalers(self) -> bool:
-        """Whether float16's loss scale is still being found: it then falls, and the step is not taken anyway."""
+        """Return True while float16's loss scale is still being found: it then falls, and the step is not taken anyway."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler is not None and scaler.get_scale() > 1
 
     def _tell(self, verdict: Verdict, done: Sequence[MicroBatch]) -> None:
-        """Writes down the samples of a step that is left out, from whichever rank had them.
+        """Write the samples of a step that is left out to a file, from whichever rank had them.
 
         Args:
             verdict: a loss or a gradient is not finite; of a gradient all samples of the step are told.
@@ -259,22 +259,22 @@ class SceneDiffusion(pl.LightningModule):
         rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {allowed} in a row")
 
     def _levels(self, positions: Sequence[int]) -> Tensor:
-        """(B,) noise levels of the samples at B positions."""
+        """Return (B,) noise levels of the samples at B positions."""
         return self.objective.times(draw(self.seed, positions, (1, 1, 1)))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, its learning rate a function of the optimizer step."""
+        """Return the optimizer over what trains, and its learning-rate schedule."""
         return self.optimization.build(self.trained, steps=self.trainer.max_steps)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then takes the new weights into the average, unless the step was left out."""
+        """Step, then take the new weights into the average, unless the step was left out."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and not self._is_left_out:
             self.average.update(self.trained)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the adapters have their averaged weights and everything is in evaluation mode."""
+        """Give the adapters their averaged weights, and set everything to evaluation mode, within the block."""
         training = self.training
         self.eval()
         try:
@@ -284,18 +284,18 @@ class SceneDiffusion(pl.LightningModule):
             self.train(training)
 
     def sample(self, scenes: SceneBatch, *, seed: int, **given: Any) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of B scenes, from the present weights; `given` as `Sampler.__call__` has it."""
+        """Draw pictures (B, 3, H, W) in [-1, 1] of B scenes from the present weights; `given` as `Sampler.__call__` has it."""
         return self.sampler(self.backbone, self.conditioning, scenes, seed=seed, **given)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen weights out and notes what the adapters belong to."""
+        """Leave the frozen weights out and note what the adapters belong to."""
         kept = self._saved_keys()
         checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in kept}
         checkpoint["belongs_to"] = self._identity()
         checkpoint["nonfinite"] = self.nonfinite
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Verifies that what is missing from the checkpoint is exactly the frozen part.
+        """Verify that what is missing from the checkpoint is exactly the frozen part.
 
         Args:
             checkpoint: what Lightning read: `state_dict`, and `belongs_to` as `on_save_checkpoint` noted it.
