@@ -12,9 +12,11 @@ from tests.run_files import folder_of, logged, names, steps_of
 
 
 class TestPictures:
-    def test_there_is_one_sheet_for_each_step_that_is_due(self, short_run, accumulated):
+    def test_there_is_one_sheet_for_each_step_that_is_due_in_tensorboard_too(self, short_run, accumulated):
         assert names(short_run[0], "pictures") == ["step=0000002.png", "step=0000004.png"]
         assert names(accumulated[0], "pictures") == ["step=0000003.png"]
+        [events] = folder_of(short_run[0]).glob("tensorboard/events.*")
+        assert events.read_bytes().count(b"pictures") == 2
 
     def test_a_sheet_has_a_row_for_each_scene_and_three_columns(self, short_run):
         with Image.open(folder_of(short_run[0]) / "pictures" / "step=0000004.png") as sheet:
@@ -24,10 +26,6 @@ class TestPictures:
         assert height >= 2 * 256
         assert width > height
         assert all(third.std() > 10 for third in np.array_split(pixels, 3, axis=1))
-
-    def test_tensorboard_has_them(self, short_run):
-        [events] = folder_of(short_run[0]).glob("tensorboard/events.*")
-        assert events.read_bytes().count(b"pictures") == 2
 
 
 class TestLayoutScore:

@@ -16,32 +16,17 @@ from tests.run_files import folder_of, logged, names, saved, steps_of, stored
 
 
 class Fails(SceneMetric):
-    name = "fails"
-    columns = ("fails",)
-    rank = None  # on which alone
+    name, columns = "fails", ("fails",)
+    error, rank = ZeroDivisionError, None  # on which alone
 
     def score(self, image, scene):
-        if self.rank is None or os.environ["RANK"] == self.rank:
-            raise ZeroDivisionError(f"no score of {scene.id}")
+        if self.rank is None or int(os.environ["RANK"]) == self.rank:
+            raise self.error(f"no score of {scene.id}")
         return {"fails": 1.0}
 
 
-class FailsOn0(Fails):
-    rank = "0"
-
-
-class FailsOn1(Fails):
-    rank = "1"
-
-
-class Interrupts(SceneMetric):
-    name = "interrupts"
-    columns = ("interrupts",)
-
-    def score(self, image, scene):
-        raise KeyboardInterrupt
-
-
+FailsOn0, FailsOn1 = (type(f"FailsOn{rank}", (Fails,), {"rank": rank}) for rank in (0, 1))
+Interrupts = type("Interrupts", (Fails,), {"error": KeyboardInterrupt})
 SCORED_BY = "callback.layout_score.metric._target_=tests.callbacks.test_observer.{}"
 
 
@@ -51,8 +36,7 @@ def told(caplog):
 
 def test_images_and_scores_that_fail_are_passed_over_and_told_once(short, fit, short_run, tmp_path, caplog):
     (tmp_path / "in the way").write_text("")
-    fails = (f"callback.pictures.folder={tmp_path / 'in the way'}", SCORED_BY.format("Fails"))
-    cfg = short(tmp_path / "run", *fails)
+    cfg = short(tmp_path / "run", f"callback.pictures.folder={tmp_path / 'in the way'}", SCORED_BY.format("Fails"))
     fit(cfg)
     assert RunDirectory(cfg.run).finished_step() == 4
     for name in ("train/loss", "validation/loss"):
@@ -114,10 +98,8 @@ def test_scenes_held_out_of_training_serve_validation_images_and_scores(short, f
 def test_no_rank_waits_for_one_that_failed(short, fit, tmp_path):
     each = ("callback=[checkpoint,layout_score,pictures]", "logger=[csv]", "trainer.devices=2", "trainer.strategy=ddp")
     scored = ("callback.layout_score.scenes=5", "callback.layout_score.at_once=1", "trainer.max_steps=2")
-    cfgs = [
-        short(tmp_path / f"{n}", *each, *scored, SCORED_BY.format(f"FailsOn{n}"), without=["callback.layout_score"])
-        for n in (0, 1)
-    ]
+    fails, without = SCORED_BY.format("FailsOn{}"), ["callback.layout_score"]
+    cfgs = [short(tmp_path / f"{n}", *each, *scored, fails.format(n), without=without) for n in (0, 1)]
 
     def both(rank):
         callbacks = [fit(cfg).trainer.callbacks for cfg in cfgs]
@@ -130,36 +112,33 @@ def test_no_rank_waits_for_one_that_failed(short, fit, tmp_path):
         assert RunDirectory(cfg.run).finished_step() == 2
 
 
-class Counting(Observer):
-    def __init__(self, error=None):
+class Raising(Observer):
+    def __init__(self, error):
         self.error = error
-        self.calls = 0
 
     def on_train_start(self, trainer, pl_module):
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
+        raise self.error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_what_asks_a_run_to_end_goes_through(error):
-    passed_over, callback = PassedOver(), Counting(error)
-    passed_over.watch("counting", callback)
+    passed_over, callback = PassedOver(), Raising(error)
+    passed_over.watch("raising", callback)
     with pytest.raises(type(error)):
         callback.on_train_start(None, None)
     assert not passed_over.counts
 
 
 def test_a_cause_that_is_new_is_told_and_an_old_one_is_only_counted(caplog):
-    passed_over, callback = PassedOver(), Counting(ValueError("first"))
-    passed_over.watch("counting", callback)
+    passed_over, callback = PassedOver(), Raising(ValueError("first"))
+    passed_over.watch("raising", callback)
     for _ in range(3):
         callback.on_train_start(None, None)
     callback.error = OSError("second")
     callback.on_train_start(None, None)
     causes = [record.getMessage().partition("goes on: ")[2].partition(" (")[0] for record in caplog.records]
     assert causes == ["ValueError: first", "OSError: second"]
-    assert passed_over.counts["counting"] == 4
+    assert passed_over.counts["raising"] == 4
 
 
 class Slow:
