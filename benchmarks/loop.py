@@ -47,7 +47,7 @@ def bare_loop(cfg: Any) -> float:
     dataset = PositionDataset(data.training_set, data._transform, order=data.order)
     batches = GlobalBatches(cfg.batch_size)
     parameters = list(module.trained.parameters())
-    optimizer = module._optimizer(parameters)
+    optimizer = module.optimization.optimizer(parameters)
     module.train()
     for step in range(cfg.trainer.max_steps):
         batch = collate([dataset[position] for position in batches.positions(step, 0)])

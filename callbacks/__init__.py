@@ -1,1 +1,1 @@
-"""What happens beside training: progress, pictures, layout score, gates, checkpoints. Each does one thing."""
+"""Callbacks beside training: progress, pictures, layout score, gates, checkpoints. Each does one thing."""

@@ -6,14 +6,11 @@ same step.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,11 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.trainer.states import TrainerFn
-from typing_extensions import Buffer
 
+from callbacks.checkpoint_files import LATER, CheckpointFiles
 from callbacks.observer import PassedOver
 from callbacks.signals import SIGNALS
+from files.atomic import write_atomically
 
 BEST = "best.json"
 
@@ -43,7 +41,7 @@ class Stopped(Exception):
 
 
 class Checkpoint(pl.Callback):
-    """Saves every so many optimizer steps and minutes, when a run has to stop, and at its end; keeps the newest and the best.
+    """Save every so many optimizer steps and minutes, when a run has to stop, and at its end; keep the newest and the best.
 
     A step's checkpoint is written when its figures are logged, before its validation, or when the next step begins; images and
     scores come after it. So nothing of these can cost training, and since a run that goes on begins with the validation, images
@@ -74,22 +72,21 @@ class Checkpoint(pl.Callback):
         self.folder, self.every, self.keep = Path(folder), every, keep
         self.minutes, self.hours, self.best = minutes, hours, best
         self._began = self._saved_at = time.monotonic()
-        self._saved_step = self._seen_step = -1
-        self._last: dict[str, Any] | None = None
+        self._saved_step = self._taken_step = self._seen_step = -1
         self._measured: Any = None
         self._has_validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The checkpoint that a run goes on from need not be written again; signals are heard here, not by Lightning."""
+        """Note that the checkpoint which a run resumes from is there already; listen for signals in Lightning's place."""
         self._saved_step = self._seen_step = trainer.global_step
-        self._last = None
+        self._taken_step = -1
         self._saved_at = time.monotonic()
         SIGNALS.listen()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves what the steps before this batch have come to, where that is due; raises `Stopped` after the last for now."""
+        """Save the steps before this batch, where that is due; raise `Stopped` where the run has to stop after them."""
         step = trainer.global_step
         if step == self._seen_step:
             return
@@ -101,28 +98,28 @@ class Checkpoint(pl.Callback):
             raise Stopped(step, signal.Signals(asked) if asked else None)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves what is due before the step is validated."""
+        """Save what is due before the step is validated."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._save_due(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the state after the last step, while Lightning counts it as one to go on from."""
+        """Take the state after the last step, while Lightning counts it as one to resume from."""
         if trainer.global_step == trainer.max_steps != self._saved_step:
-            self._last = self._dump(trainer)
+            self._take(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes it where there was no validation after it."""
-        if self._last is not None:
-            self._write(trainer, self._last)
+        """Write it where no validation came after it."""
+        if self._taken_step == trainer.global_step:
+            self._write(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There are figures to keep the best by from now on."""
+        """Note that there are figures to choose the best by from now on."""
         self._has_validated = not trainer.sanity_checking
 
     def keep_best(self, trainer: pl.Trainer, *, may_be_missing: bool) -> None:
-        """Keeps the checkpoint of the step that has just been measured, if it is the best; all ranks call it.
+        """Keep the checkpoint of the step that has just been measured, if it is the best; all ranks call this.
 
         Args:
             trainer: its figures are looked at.
@@ -138,18 +135,18 @@ class Checkpoint(pl.Callback):
             )
         (better,) = _largest(trainer, [trainer.is_global_zero and self._is_best(trainer)])
         if better:
-            self._write(trainer, self._last or self._dump(trainer), better=True)
+            self._write(trainer, better=True)
 
     def _save_due(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """Saves if this step is due and not saved; which signal has come and whether time is up, on every rank the same."""
+        """Save if this step is due and not saved; return the signal (0: none) and if time is up, on every rank the same."""
         step = trainer.global_step
         asked, late, due = self._agreed(trainer)
         if step != self._saved_step and (asked or late or due or step % self.every == 0 or step == trainer.max_steps):
-            self._write(trainer, self._last or self._dump(trainer))
+            self._write(trainer)
         return asked, late
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool, bool]:
-        """On every rank the same: the signal that any has had (0: none); by rank 0, are hours up, are minutes."""
+        """Return, the same on every rank, the signal that any has had (0: none), and of rank 0 if hours and if minutes are up."""
         now, flags = time.monotonic(), [int(SIGNALS.received or 0), 0, 0]
         if trainer.is_global_zero:
             flags[1] = self.hours is not None and now - self._began >= self.hours * 3600
@@ -158,7 +155,7 @@ class Checkpoint(pl.Callback):
         return asked, bool(late), bool(due)
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
-        """Whether the figure was measured anew at this step, and is better than all before."""
+        """Return True if the figure was measured anew at this step and is better than all before."""
         value = trainer.callback_metrics.get(self.best) if self.best is not None else None
         if value is None or value is self._measured or math.isnan(float(value)):
             return False
@@ -168,28 +165,32 @@ class Checkpoint(pl.Callback):
         return step < 0 or (float(value) < best if lower else float(value) > best)
 
     def _best(self) -> tuple[int, float]:
-        """Step and figure of the best checkpoint; step -1 where there is none of that figure."""
+        """Return step and figure of the best checkpoint; step -1 where there is none of that figure."""
         file = self.folder / BEST
         said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return (said["step"], said["value"]) if said and said["name"] == self.best else (-1, 0.0)
 
-    def _dump(self, trainer: pl.Trainer) -> dict[str, Any]:
-        return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    def _take(self, trainer: pl.Trainer) -> None:
+        """Bring the state of all ranks together on rank 0; every rank calls it."""
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False, storage_options=LATER)
+        self._taken_step = trainer.global_step
 
-    def _write(self, trainer: pl.Trainer, checkpoint: dict[str, Any], *, better: bool = False) -> None:
-        """Writes on rank 0, unless it is there; the others wait, and end with it where it fails."""
-        step = trainer.global_step
-        path = self.folder / f"step={step}.ckpt"
+    def _write(self, trainer: pl.Trainer, *, better: bool = False) -> None:
+        """Write on rank 0, unless it is there; the others wait, and end with it where it fails."""
+        step, files = trainer.global_step, _files(trainer)
+        if step not in (self._saved_step, self._taken_step):
+            self._take(trainer)
+        self._taken_step = -1
         error: OSError | None = None
         if trainer.is_global_zero:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 if step != self._saved_step:
-                    _write_beside(path, checkpoint)
+                    files.write()
                 self._tidy(step, better=better)
             except OSError as full:  # disk full: the checkpoints before this one stay whole
                 what = f"{full.strerror or full}; nothing was left behind: make room and give the same command again"
-                error = OSError(full.errno, what, str(path))
+                error = OSError(full.errno, what, str(self.folder / f"step={step}.ckpt"))
         is_written = trainer.strategy.broadcast(error is None)
         if error is not None:
             raise error
@@ -199,11 +200,10 @@ class Checkpoint(pl.Callback):
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _tidy(self, step: int, *, better: bool) -> None:
-        """Notes the best, and removes all but that and the newest."""
+        """Note the best, and remove all but that and the newest."""
         if better:
-            draft = self.folder / f".{BEST}"
-            draft.write_text(json.dumps({"name": self.best, "step": step, "value": float(self._measured)}) + "\n")
-            os.replace(draft, self.folder / BEST)
+            note = json.dumps({"name": self.best, "step": step, "value": float(self._measured)}) + "\n"
+            write_atomically(self.folder / BEST, note.encode())
         best, _ = self._best()
         for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
             if _step(old) != best:
@@ -211,7 +211,7 @@ class Checkpoint(pl.Callback):
 
 
 class KeepBest(pl.Callback):
-    """Has the best checkpoint kept, when everything is measured: it comes after all that measures.
+    """Keep the best checkpoint, once everything is measured: this comes after all callbacks that measure.
 
     Args:
         checkpoint: what saves.
@@ -223,24 +223,24 @@ class KeepBest(pl.Callback):
         self._seen = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The step that a run goes on from may have been measured without being kept."""
+        """Look again at the step that a run resumes from: it may have been measured without being kept."""
         self._seen = -1
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Looks at what the steps before this batch have come to."""
+        """Look at the figures of the steps before this batch."""
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.checkpoint.keep_best(trainer, may_be_missing=bool(self.passed_over.counts))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same after the last step."""
+        """Look at those of the last step."""
         self.checkpoint.keep_best(trainer, may_be_missing=bool(self.passed_over.counts))
 
 
 def _largest(trainer: pl.Trainer, flags: list[Any]) -> list[int]:
-    """Of each flag the largest of any rank, on every rank."""
+    """Return of each flag the largest of any rank, on every rank."""
     if trainer.world_size == 1:
         return [int(flag) for flag in flags]
     on_gpu = dist.get_backend() == "nccl"
@@ -249,39 +249,13 @@ def _largest(trainer: pl.Trainer, flags: list[Any]) -> list[int]:
     return shared.tolist()
 
 
-class _Sink(io.FileIO):
-    """A file that remembers why it could not be written."""
-
-    error: OSError | None = None
-
-    def write(self, data: Buffer) -> int:
-        """As every file; a part that fits is not taken for the whole."""
-        try:
-            rest = memoryview(data).cast("B")
-            while rest:
-                rest = rest[super().write(rest) :]
-            return memoryview(data).nbytes
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def _write_beside(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Writes a whole file or none, and is sure that it is on the disk before it has its name."""
-    beside = path.with_suffix(".partial")
-    try:
-        with _Sink(beside, "wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError:  # torch's own, in place of what the file said
-                if file.error is None:
-                    raise
-                raise file.error from None
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+def _files(trainer: pl.Trainer) -> CheckpointFiles:
+    files = trainer.strategy.checkpoint_io
+    if not isinstance(files, CheckpointFiles):
+        raise ValueError(
+            f"callback.checkpoint: the trainer writes by {type(files).__name__}; give it CheckpointFiles()"
+        )
+    return files
 
 
 def _step(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Whether a method has begun to act: each adapter's gates and the norm of its gradient, in the log, with what did not fit."""
+"""Signs that a method has begun to act: each adapter's gates and the norm of its gradient, in the log, with what did not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from callbacks.observer import Observer
 
 
 class Gates(Observer):
-    """Logs `gates/<adapter>/<name>`, `left_out/<adapter>/<name>` and `gradient_norm` every so many optimizer steps.
+    """Log `gates/<adapter>/<name>`, `left_out/<adapter>/<name>` and `gradient_norm` every so many optimizer steps.
 
     Args:
         every: optimizer steps between entries.
@@ -21,7 +21,7 @@ class Gates(Observer):
         self.every = every
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        """Logs before the gradient is clipped."""
+        """Log before the gradient is clipped."""
         if trainer.global_step % self.every:
             return
         gradients = [p.grad for p in pl_module.trained.parameters() if p.grad is not None]

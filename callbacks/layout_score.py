@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LayoutScore(HeldOutObserver):
-    """Draws held-out scenes every so many steps, from the averaged weights, and logs what a metric says of them.
+    """Draw held-out scenes every so many steps, from the averaged weights, and log a metric's values for them.
 
     All ranks draw and measure, each its share, and the values are those of one process. Where a rank lacks what the metric needs,
     training goes on without it.
@@ -37,7 +37,7 @@ class LayoutScore(HeldOutObserver):
         self._is_off = self._has_told = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the metric's models, or says where their files go."""
+        """Load the metric's models, or report where their files go."""
         if not trainer.datamodule.validates:  # type: ignore[attr-defined]
             return
         fault = None
@@ -53,7 +53,7 @@ class LayoutScore(HeldOutObserver):
             log.warning("no layout score during training: %s", fault)
 
     def observe(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        """Draws, scores and logs; of a figure that no scene bears on nothing is logged."""
+        """Draw, score and log; a figure that no scene bears on is not logged."""
         if self._is_off:
             return
 

@@ -1,4 +1,4 @@
-"""What only shows or measures costs no training: what such a callback or a logger raises is reported, counted and passed over.
+"""Callbacks that only show or measure, and cost no training: what they or a logger raise is reported, counted and passed over.
 
 Here are the kinds of such callbacks and the one place that catches. A checkpoint that cannot be written, data that cannot be read
 and losses that are not finite end a run as before: they are none of these.
@@ -43,7 +43,7 @@ class Observer(pl.Callback):
 
 
 class HeldOutObserver(Observer):
-    """One that works on held-out scenes every so many steps, after the checkpoint of the step and its validation.
+    """An observer that works on held-out scenes every so many steps, after the checkpoint of the step and its validation.
 
     A run that goes on from a step on which it is due begins with it: the attempt before may have been cut short in it.
 
@@ -57,20 +57,20 @@ class HeldOutObserver(Observer):
 
     @abstractmethod
     def observe(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        """What is due after a step; all ranks call it."""
+        """Do what is due after a step; all ranks call this."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is done yet."""
+        """Note that nothing is done yet."""
         self._seen = 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Observes what the steps before this batch have come to, where that is due."""
+        """Observe the steps before this batch, where that is due."""
         self._observe_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same after the last step."""
+        """Observe the last step, where that is due."""
         self._observe_due(trainer, pl_module)
 
     def _observe_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -83,11 +83,11 @@ class HeldOutObserver(Observer):
 
 
 class RankFailed(RuntimeError):
-    """What one rank could not do of work that all share; the message says which and why."""
+    """A failure of one rank in work that all share; the message says which rank and why."""
 
 
 class PassedOver(pl.Callback):
-    """Catches what observers and loggers raise, and counts it.
+    """Catch what observers and loggers raise, and count it.
 
     Attributes:
         counts: how often each has failed.
@@ -100,20 +100,20 @@ class PassedOver(pl.Callback):
         self._is_logging = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Learns where to log."""
+        """Note where to log."""
         self._trainer = trainer
 
     def watch(self, name: str, callback: Observer) -> None:
-        """Passes over what any hook of an observer raises from now on."""
+        """Pass over what any hook of an observer raises from now on."""
         hooks = [hook for hook in HOOKS if getattr(type(callback), hook) is not getattr(pl.Callback, hook)]
         self._guard(name, callback, hooks, rest=0)
 
     def watch_logger(self, name: str, logger: Any) -> None:
-        """Passes over what a logger raises from now on; one that was slow to fail is left alone for a while."""
+        """Pass over what a logger raises from now on; one that was slow to fail is left alone for a while."""
         self._guard(f"{name} logger", logger, [call for call in LOGGING if hasattr(logger, call)], rest=REST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says what was passed over, on any rank."""
+        """Report what was passed over, on any rank."""
         if trainer.world_size > 1:
             every: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(every, (self.counts, self._told))
@@ -123,11 +123,11 @@ class PassedOver(pl.Callback):
         self._conclude(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The same of this rank, where the run ends otherwise."""
+        """Report what this rank has passed over, where the run ends otherwise."""
         self._conclude(trainer)
 
     def report(self, name: str, error: Exception) -> None:
-        """Counts a failure, logs the count, and says a cause that is new.
+        """Count a failure, log the count, and report a cause that is new.
 
         Args:
             name: what has failed.
@@ -178,7 +178,7 @@ class PassedOver(pl.Callback):
 
 
 def described(error: BaseException) -> str:
-    """Class and message of an error in a line, and where in this project it came up."""
+    """Return class and message of an error in a line, and where in this project it came up."""
     if isinstance(error, RankFailed):
         return str(error)
     message = " ".join(str(error).split())[:300]

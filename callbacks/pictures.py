@@ -19,7 +19,7 @@ from scenes.draw import draw_boxes, grid
 
 
 class Pictures(HeldOutObserver):
-    """Draws the same held-out scenes every so many steps, from the averaged weights; all ranks draw, each its share.
+    """Draw the same held-out scenes every so many steps, from the averaged weights; all ranks draw, each its share.
 
     Args:
         folder: where `step=<step>.png` go.
@@ -34,7 +34,7 @@ class Pictures(HeldOutObserver):
         self.folder, self.scenes, self.seed, self.at_once = Path(folder), scenes, seed, at_once
 
     def observe(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        """Draws, and writes the sheet."""
+        """Draw, and write the sheet."""
         rows = shared(
             trainer,
             pl_module,
@@ -46,7 +46,7 @@ class Pictures(HeldOutObserver):
             self._keep(trainer, _sheet(rows), step)
 
     def _drawn(self, module: Any, held_out: Any) -> list[tuple[Scene, dict[str, np.ndarray]]]:
-        """Of each scene its pictures (H, W, 3) uint8 by the title of their column."""
+        """Return of each scene its pictures (H, W, 3) uint8 by the title of their column."""
         true = held_out.images if held_out.images is not None else module.backbone.decode(held_out.latents)
         drawn = module.sample(held_out.scenes, seed=self.seed)
         columns = {"true": true, "drawn": drawn}
@@ -60,7 +60,7 @@ class Pictures(HeldOutObserver):
         ]
 
     def _keep(self, trainer: pl.Trainer, sheet: Image.Image, step: int) -> None:
-        """Writes a sheet, and gives it to the loggers that show pictures."""
+        """Write a sheet, and give it to the loggers that show pictures."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step={step:07d}.png")
         for logger in trainer.loggers:
@@ -71,6 +71,6 @@ class Pictures(HeldOutObserver):
 
 
 def _sheet(rows: list[tuple[Scene, dict[str, np.ndarray]]]) -> Image.Image:
-    """A row for each scene, its boxes drawn over each picture."""
+    """Return a row for each scene, its boxes drawn over each picture."""
     cells = [[draw_boxes(Image.fromarray(image), scene) for image in row.values()] for scene, row in rows]
     return grid(cells, titles=list(rows[0][1]))

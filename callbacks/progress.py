@@ -12,7 +12,7 @@ from callbacks.observer import Observer
 
 
 class Progress(TQDMProgressBar, Observer):
-    """Shows loss, samples/s and data wait, and logs the last two.
+    """Show loss, samples/s and data wait, and log the last two.
 
     Args:
         every: optimizer steps between refreshes and log entries.
@@ -24,19 +24,19 @@ class Progress(TQDMProgressBar, Observer):
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._restart(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Ends the wait for data."""
+        """End the wait for data."""
         super().on_train_batch_start(trainer, *args, **kwargs)
         self._waited += time.perf_counter() - self._batch_ended
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts samples; every so many steps brings the rates up to date."""
+        """Count samples; every so many steps bring the rates up to date."""
         self._samples += len(batch) * trainer.world_size
         if trainer.global_step >= self._began_step + self.every:
             seconds = time.perf_counter() - self._began
@@ -51,7 +51,7 @@ class Progress(TQDMProgressBar, Observer):
         self._batch_ended = time.perf_counter()
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Loss, samples/s and data wait in the bar."""
+        """Return loss, samples/s and data wait for the bar."""
         items: dict[str, Any] = {}
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
             items["loss"] = f"{float(loss):.4f}"

@@ -18,7 +18,7 @@ from callbacks.observer import RankFailed, described
 def shared(
     trainer: pl.Trainer, module: Any, work: Callable[[Any], list[Any]], *, scenes: int, at_once: int
 ) -> list[Any]:
-    """What `work` makes of the first held-out scenes, with the averaged weights and no gradients; every rank calls it.
+    """Return what `work` makes of the first held-out scenes, with the averaged weights and no gradients; every rank calls this.
 
     Args:
         trainer: its data module has `held_out` and `validation_set`.
@@ -69,7 +69,7 @@ def shared(
 
 
 def first_fault(trainer: pl.Trainer, fault: str | None) -> str | None:
-    """What the first of the ranks could not do, the same on all of them; every rank calls it.
+    """Return the failure of the first rank that has one, the same on all of them; every rank calls this.
 
     Args:
         trainer: knows the ranks.

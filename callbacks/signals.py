@@ -20,11 +20,11 @@ ONE = 5.0  # s within which a second SIGTERM is taken for the first: launchers p
 
 
 class Signals:
-    """What this process was asked, and since when.
+    """The signal that this process has received, and when.
 
     Attributes:
-        is_on: Whether this process listens.
-        received: The first signal since it does; None while there was none.
+        is_on: this process listens.
+        received: the first signal since it does; None while there was none.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Within the block signals are noted: SIGTERM from `listen` on, as before that there is nothing to save.
+        """Note signals within the block: SIGTERM from `listen` on, as before that there is nothing to save.
 
         A thread other than the main one cannot listen, and does not.
         """
@@ -53,13 +53,13 @@ class Signals:
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Notes signals from now on, whoever listened before; only where this process is to listen."""
+        """Note signals from now on, whoever listened before; only where this process is to listen."""
         if self.is_on:
             for number in HEARD:
                 signal.signal(number, self._note)
 
     def pass_over(self) -> None:
-        """Lets no further signal interrupt what is left to do; only where this process listens."""
+        """Let no further signal interrupt what is left to do; only where this process listens."""
         if self.is_on:
             for number in HEARD:
                 signal.signal(number, signal.SIG_IGN)

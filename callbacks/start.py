@@ -1,4 +1,4 @@
-"""Where a new run starts: from the weights, and on request the optimizer, of another run.
+"""A new run's start from the weights, and on request the optimizer, of another run.
 
 A run that is resumed goes on from its own checkpoint instead; that is the trainer's business.
 """
@@ -14,7 +14,7 @@ from models.conditioning.adapter_file import load_pickled
 
 
 class StartFrom(pl.Callback):
-    """Loads another run's checkpoint before the first step.
+    """Load another run's checkpoint before the first step.
 
     Args:
         checkpoint: the file.
@@ -26,7 +26,7 @@ class StartFrom(pl.Callback):
         self.optimizer = optimizer
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes the weights and their average; other methods, backbones or shapes are refused.
+        """Take the weights and their average; other methods, backbones or shapes are rejected.
 
         Args:
             trainer: the trainer.
@@ -46,7 +46,7 @@ class StartFrom(pl.Callback):
         print(f"starts from {self.checkpoint} (step {stored['global_step']})")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes the optimizer's moments, once there is an optimizer."""
+        """Take the optimizer's moments, once there is an optimizer."""
         if self._moments is not None:
             optimizer = trainer.optimizers[0]
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self._moments})

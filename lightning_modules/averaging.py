@@ -30,13 +30,13 @@ class MovingAverage(nn.Module):
         self._updates = 0
 
     def update(self, module: nn.Module) -> None:
-        """Takes in the module's present weights."""
+        """Take in the module's present weights."""
         self._updates = int(self.average.n_averaged)
         self.average.update_parameters(module)
 
     @contextmanager
     def swapped_into(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module has the averaged weights."""
+        """Give the module the averaged weights within the block."""
         trained = [parameter.detach().clone() for parameter in module.parameters()]
         _copy(list(self.average.module.parameters()), module)
         try:

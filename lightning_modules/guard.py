@@ -1,4 +1,4 @@
-"""What an optimizer step was made of: its mean loss over all ranks, and whether it may be taken at all.
+"""The check of an optimizer step before it is taken: its mean loss over all ranks, and that losses and gradients are finite.
 
 A loss or a gradient that is not finite leaves the step out on every rank together. What the ranks have to know of one another
 goes round once for each optimizer step, in a few numbers after the gradients; within a step nothing waits.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What a rank has done for a part of an optimizer step.
+    """A rank's part of an optimizer step.
 
     Attributes:
         ids: of the B scenes.
@@ -42,7 +42,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What all ranks together found of an optimizer step.
+    """The result of all ranks' check of an optimizer step.
 
     Attributes:
         means: "loss" and each further part of it -> its mean over the samples of all ranks.
@@ -58,12 +58,12 @@ class Verdict:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the step may be taken."""
+        """True if the step may be taken."""
         return self.losses_are_finite and self.gradients_are_finite
 
 
 def judge(done: Sequence[MicroBatch], gradients: Iterable[Tensor]) -> Verdict:
-    """Looks at an optimizer step before it is taken; every rank calls it, and all find the same.
+    """Check an optimizer step before it is taken; every rank calls this, and all get the same.
 
     Args:
         done: the rank's micro-batches of the step, as many and of as many samples on every rank.
@@ -92,7 +92,7 @@ def judge(done: Sequence[MicroBatch], gradients: Iterable[Tensor]) -> Verdict:
 def told(
     done: Sequence[MicroBatch], verdict: Verdict, levels: Callable[[Sequence[int]], Tensor]
 ) -> list[dict[str, Any]]:
-    """What is written down of a rank's share of a step that is left out, a line for each sample.
+    """Return the lines that are written of a rank's share of a step that is left out, one for each sample.
 
     Args:
         done: the rank's micro-batches.
@@ -114,7 +114,7 @@ def told(
 
 
 def rewind(file: Path, step: int) -> None:
-    """Drops lines of steps from `step` on, which come again, and one that a kill tore."""
+    """Drop lines of steps from `step` on, which come again, and one that a kill tore."""
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
@@ -122,7 +122,7 @@ def rewind(file: Path, step: int) -> None:
 
 
 def gathered(own: list[Any]) -> list[Any]:
-    """The lists of all ranks, one after the other; every rank calls it, and all get the same."""
+    """Concatenate the lists of all ranks; every rank calls this, and all get the same."""
     if ranks() == 1:
         return own
     lists: list[Any] = [None] * ranks()
@@ -131,12 +131,12 @@ def gathered(own: list[Any]) -> list[Any]:
 
 
 def ranks() -> int:
-    """Processes that train together."""
+    """Return the number of processes that train together."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _are_finite(gradients: Iterable[Tensor]) -> Tensor:
-    """A bool: whether all numbers of some tensors are finite."""
+    """Return a bool tensor: True if all numbers of some tensors are finite."""
     own = [part.to_local() if hasattr(part, "to_local") else part for part in gradients]
     if not own:
         return torch.tensor(True)

@@ -9,7 +9,7 @@ Legend: B pictures, (C, h, w) a latent.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from datamodules.order import latent_noise
 from datamodules.scene_datamodule import Batch
-from lightning_modules.averaging import MovingAverage
+from lightning_modules.execution import Execution
 from lightning_modules.guard import MicroBatch, Verdict, gathered, judge, ranks, rewind, told
-from lightning_modules.schedules import learning_rate_factor
+from lightning_modules.optimization import Optimization
 from models.backbones.base import INPAINTS, Backbone
 from models.conditioning.base import Conditioning
 from models.conditioning.drops import ConditionDrops
@@ -41,24 +41,19 @@ NAMED = 8  # scenes in a message; the file has all
 
 
 class SceneDiffusion(pl.LightningModule):
-    """Trains adapters over a frozen backbone, or a backbone by itself where there is no adapter.
+    """Train adapters over a frozen backbone, or a backbone by itself where there is no adapter.
 
     Args:
         backbone: the diffusion model.
         conditioning: the adapters; attached to the backbone's UNet here.
         objective: noise levels, target and weight.
         drops: which conditions a sample keeps.
-        optimizer: parameters -> optimizer.
-        schedule: arguments of `learning_rate_factor` beside `steps`.
+        optimization: optimizer, learning rate, average, and steps that are left out.
         sampler: draws pictures for callbacks and evaluation.
-        average: settings of `MovingAverage`; None for no average.
+        execution: how the UNet is computed; None takes all defaults.
         seed: with a sample's global position it decides the sample's noise.
         posterior: what training takes of an image: "sample" draws its latent from the autoencoder's distribution, "mode" takes
             the mean, as validation does.
-        max_nonfinite: steps in a row that are left out, because a loss or a gradient is not finite, before the run stops.
-        channels_last: keep the UNet and its input in channels-last memory.
-        compiled: compile the UNet in place; keys stay as they are.
-        checkpointing: compute activations of the UNet's blocks again in the backward pass.
     """
 
     def __init__(
@@ -68,25 +63,19 @@ class SceneDiffusion(pl.LightningModule):
         conditioning: Conditioning,
         objective: DiffusionObjective,
         drops: ConditionDrops,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Mapping[str, Any],
+        optimization: Optimization,
         sampler: Sampler,
-        average: Mapping[str, Any] | None = None,
+        execution: Execution | None = None,
         seed: int = 0,
         posterior: str = "mode",
-        max_nonfinite: int = 0,
-        channels_last: bool = False,
-        compiled: bool = False,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.adapters = conditioning.adapters  # registered here, so that checkpoint keys are adapters.<name>.*
         self._conditioning = (conditioning,)
         self.objective, self.drops, self.sampler = objective, drops, sampler
-        self._optimizer, self._schedule = optimizer, dict(schedule)
-        self.seed, self.max_nonfinite, self.nonfinite = seed, max_nonfinite, 0
-        self.posterior = posterior
+        self.optimization, self.execution = optimization, execution or Execution()
+        self.seed, self.posterior, self.nonfinite = seed, posterior, 0
         self._done: list[MicroBatch] = []
         self._is_left_out = False
         self._bad_samples = 0
@@ -95,17 +84,12 @@ class SceneDiffusion(pl.LightningModule):
             conditioning.attach(backbone.unet)
         else:
             backbone.requires_grad_(True)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        backbone.unet.to(memory_format=self._format)
-        if checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
-        if compiled:
-            backbone.unet.compile()
+        self.execution.apply(backbone.unet)
         if unknown := sorted(set(drops.methods) - set(self.adapters)):
             raise ValueError(
                 f"drops.methods.{unknown[0]}: no method of this run (have: {', '.join(sorted(self.adapters))}); name one of them"
             )
-        self.average = MovingAverage(self.trained, **average) if average else None
+        self.average = optimization.build_average(self.trained)
         self.strict_loading = False  # frozen weights are not in a checkpoint; on_load_checkpoint verifies the rest
 
     @property
@@ -115,11 +99,11 @@ class SceneDiffusion(pl.LightningModule):
 
     @property
     def trained(self) -> nn.Module:
-        """What trains, is averaged and is saved: the adapters, or the backbone where there are none."""
+        """The part that trains, is averaged and is saved: the adapters, or the backbone where there are none."""
         return self.conditioning if self.adapters else self.backbone
 
     def on_fit_start(self) -> None:
-        """Refuses a denoiser that wants an image to inpaint, which training data lacks, and one that would train in half.
+        """Reject a denoiser that needs an image to inpaint, which training data lacks, and one that would train in half.
 
         Raises:
             ValueError: either.
@@ -137,13 +121,13 @@ class SceneDiffusion(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Forgets what an attempt before this one wrote down of steps that come again."""
+        """Drop what an attempt before this one wrote of steps that come again."""
         self._done.clear()
         if self.trainer.is_global_zero:
             rewind(self._nonfinite_file, self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
+        """Return the mean loss of B samples; what happens to a sample is a function of (seed, its global position)."""
         positions = batch.positions.tolist()
         parts = self.parts(batch, positions)
         ids = [scene.id for scene in batch.scenes]
@@ -152,7 +136,7 @@ class SceneDiffusion(pl.LightningModule):
         return torch.stack(list(parts.values())).sum(dim=0).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the mean loss over all ranks and micro-batches; leaves the step out, on all ranks, where it is not sound.
+        """Log the mean loss over all ranks and micro-batches; leave the step out, on all ranks, where something is not finite.
 
         Args:
             optimizer: about to step; without gradients it changes neither a weight nor its own state.
@@ -179,28 +163,28 @@ class SceneDiffusion(pl.LightningModule):
         self._tell(verdict, done)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins to sum up."""
+        """Start the sums over held-out scenes."""
         self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss with noise level and noise fixed for each scene, and no condition dropped."""
+        """Add up losses with noise level and noise fixed for each scene, and no condition dropped."""
         losses = self.losses(batch, [VALIDATION_KEY + p for p in batch.positions.tolist()], drop=False)
         self._validated += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean over all scenes of all ranks; Lightning's own would round the number of scenes of a rank."""
+        """Log the mean over all scenes of all ranks; Lightning's own would round the number of scenes of a rank."""
         if ranks() > 1:
             torch.distributed.all_reduce(self._validated)
         total, count = self._validated
         self.log("validation/loss", total / count, sync_dist=True)  # the same on all ranks by now
 
     def losses(self, batch: Batch, keys: list[int], *, drop: bool = True) -> Tensor:
-        """(B,) losses of the samples whose draws are those of `keys`."""
+        """Return (B,) losses of the samples whose draws are those of `keys`."""
         return torch.stack(list(self.parts(batch, keys, drop=drop).values())).sum(dim=0)
 
     def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
-        """What the losses are the sum of: the objective's (B,) first, then those that methods have of their own, by name."""
-        latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self._format)
+        """Return the terms of the losses by name: the objective's (B,) first, then those that methods have of their own."""
+        latents = self.latents(batch, keys if drop else None).contiguous(memory_format=self.execution.memory_format)
         draws = draw(self.seed, keys, latents.shape[1:], methods=len(self.drops.methods)).to(latents.device)
         given: dict[str, Any] = {}
         scenes, captions = batch.scenes, batch.scenes.captions
@@ -209,7 +193,7 @@ class SceneDiffusion(pl.LightningModule):
             given = {"kept": self.drops.zeroed(has_caption), "seen": self.drops.seen(scenes, draws.methods)}
         inputs = self.conditioning(self.backbone, scenes, captions, tuple(latents.shape[-2:]), **given)
         times, noise = self.objective.times(draws), self.objective.noise(draws)
-        noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self._format)
+        noised = self.objective.corrupt(latents, noise, times).contiguous(memory_format=self.execution.memory_format)
         prediction = self.backbone.denoise(noised, times, inputs)
         return {
             "objective": self.objective.losses(prediction, latents, noise, times),
@@ -217,7 +201,7 @@ class SceneDiffusion(pl.LightningModule):
         }
 
     def latents(self, batch: Batch, keys: Sequence[int] | None = None) -> Tensor:
-        """(B, C, h, w) latents: those that the batch brings, or of its pictures.
+        """Return (B, C, h, w) latents: those that the batch brings, or those of its pictures.
 
         Args:
             batch: B samples.
@@ -241,12 +225,12 @@ class SceneDiffusion(pl.LightningModule):
         return Path(self.trainer.default_root_dir) / NONFINITE
 
     def _overflow_is_the_scalers(self) -> bool:
-        """Whether float16's loss scale is still being found: it then falls, and the step is not taken anyway."""
+        """Return True while float16's loss scale is still being found: it then falls, and the step is not taken anyway."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler is not None and scaler.get_scale() > 1
 
     def _tell(self, verdict: Verdict, done: Sequence[MicroBatch]) -> None:
-        """Writes down the samples of a step that is left out, from whichever rank had them.
+        """Write the samples of a step that is left out to a file, from whichever rank had them.
 
         Args:
             verdict: a loss or a gradient is not finite; of a gradient all samples of the step are told.
@@ -266,34 +250,31 @@ class SceneDiffusion(pl.LightningModule):
         names = ", ".join(line["scene"] for line in lines[:NAMED]) + (", …" if len(lines) > NAMED else "")
         what = lines[0]["not_finite"]
         message = f"the {what} at step {self.global_step} is not finite for the scenes {names} ({self._nonfinite_file})"
-        if self.nonfinite > self.max_nonfinite:
+        allowed = self.optimization.max_nonfinite
+        if self.nonfinite > allowed:
             raise FloatingPointError(
-                f"{message}: {self.nonfinite} steps in a row, trainer.max_nonfinite={self.max_nonfinite}; look at these scenes, "
-                "lower optimizer.learning_rate, or raise trainer.max_nonfinite to leave such steps out"
+                f"{message}: {self.nonfinite} steps in a row, trainer.max_nonfinite={allowed}; look at these scenes, lower "
+                "optimizer.learning_rate, or raise trainer.max_nonfinite to leave such steps out"
             )
-        rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {self.max_nonfinite} in a row")
+        rank_zero_warn(f"{message}; the step is left out, number {self.nonfinite} of {allowed} in a row")
 
     def _levels(self, positions: Sequence[int]) -> Tensor:
-        """(B,) noise levels of the samples at B positions."""
+        """Return (B,) noise levels of the samples at B positions."""
         return self.objective.times(draw(self.seed, positions, (1, 1, 1)))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, its learning rate a function of the optimizer step."""
-        parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
-        optimizer = self._optimizer(parameters)
-        factor = learning_rate_factor(steps=self.trainer.max_steps, **self._schedule)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """Return the optimizer over what trains, and its learning-rate schedule."""
+        return self.optimization.build(self.trained, steps=self.trainer.max_steps)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then takes the new weights into the average, unless the step was left out."""
+        """Step, then take the new weights into the average, unless the step was left out."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and not self._is_left_out:
             self.average.update(self.trained)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the adapters have their averaged weights and everything is in evaluation mode."""
+        """Give the adapters their averaged weights, and set everything to evaluation mode, within the block."""
         training = self.training
         self.eval()
         try:
@@ -303,18 +284,18 @@ class SceneDiffusion(pl.LightningModule):
             self.train(training)
 
     def sample(self, scenes: SceneBatch, *, seed: int, **given: Any) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of B scenes, from the present weights; `given` as `Sampler.__call__` has it."""
+        """Draw pictures (B, 3, H, W) in [-1, 1] of B scenes from the present weights; `given` as `Sampler.__call__` has it."""
         return self.sampler(self.backbone, self.conditioning, scenes, seed=seed, **given)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen weights out and notes what the adapters belong to."""
+        """Leave the frozen weights out and note what the adapters belong to."""
         kept = self._saved_keys()
         checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in kept}
         checkpoint["belongs_to"] = self._identity()
         checkpoint["nonfinite"] = self.nonfinite
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Verifies that what is missing from the checkpoint is exactly the frozen part.
+        """Verify that what is missing from the checkpoint is exactly the frozen part.
 
         Args:
             checkpoint: what Lightning read: `state_dict`, and `belongs_to` as `on_save_checkpoint` noted it.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 def learning_rate_factor(
     schedule: str, *, steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
 ) -> Callable[[int], float]:
-    """The factor on the learning rate at each optimizer step, for `LambdaLR`.
+    """Return the factor on the learning rate at each optimizer step, for `LambdaLR`.
 
     Args:
         schedule: "constant", "cosine" or "linear".
@@ -29,10 +29,10 @@ def learning_rate_factor(
         A decay whose warm-up is no shorter than the run: a trial of a long recipe ends while it warms up.
     """
     if schedule not in ("constant", "cosine", "linear"):
-        raise ValueError(f"optimizer.schedule: {schedule!r} is unknown; take constant, cosine or linear")
+        raise ValueError(f"optimizer.schedule={schedule}: unknown; choose constant, cosine or linear")
     if warmup_steps >= steps and schedule != "constant":
         warnings.warn(
-            f"optimizer.warmup_steps: {warmup_steps} is not less than trainer.max_steps {steps}: the run ends while it warms up",
+            f"optimizer.warmup_steps={warmup_steps}: not less than trainer.max_steps={steps}, so the run ends while it warms up",
             stacklevel=2,
         )
 

@@ -1,4 +1,4 @@
-"""Training of the shapes backbone, which is to keep in its hidden states where they lie."""
+"""Training of the shapes backbone, whose hidden states are to keep their positions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ShapesBase(SceneDiffusion):
             block.get_submodule("norm2").register_forward_pre_hook(self._keep)
 
     def parts(self, batch: Batch, keys: list[int], *, drop: bool = True) -> dict[str, Tensor]:
-        """What the losses are the sum of, the one for places among them."""
+        """Return the terms of the losses, the one for places among them."""
         self._found = found = []
         try:
             parts = super().parts(batch, keys, drop=drop)
@@ -49,7 +49,7 @@ class ShapesBase(SceneDiffusion):
 
 
 def _away(hidden: Tensor) -> Tensor:
-    """(B,) mean squared distances of what hidden states (B, L, C) say of their places from where they lie."""
+    """Return (B,) mean squared distances between the places that hidden states (B, L, C) say and those where they lie."""
     level = int(hidden.shape[1] ** 0.5)
     where = places(hidden.new_zeros(1, 1, level, level)).flatten(2).transpose(1, 2)
     told = functional.layer_norm(hidden, hidden.shape[-1:])[..., :2]

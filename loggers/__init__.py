@@ -1,4 +1,4 @@
-"""Where figures go: a plain file in the run directory, TensorBoard, Weights & Biases; each goes on in a resumed run."""
+"""Loggers of figures: a plain file in the run directory, TensorBoard, Weights & Biases; each goes on in a resumed run."""
 
 from loggers.metrics_csv import MetricsCsv
 from loggers.tensorboard import TensorBoard

@@ -19,7 +19,7 @@ COLUMNS = ("step", "name", "value")
 
 
 class MetricsCsv(Logger):
-    """Appends figures to a file with the columns step, name and value.
+    """Append figures to a file with the columns step, name and value.
 
     Args:
         file: the file; its folder is made when it is needed.
@@ -37,12 +37,12 @@ class MetricsCsv(Logger):
 
     @property
     def version(self) -> str:
-        """Nothing: a run has one file."""
+        """Empty: a run has one file."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends figures; Lightning's own count of epochs is left out."""
+        """Append figures; Lightning's own count of epochs is left out."""
         rows = [(step, name, float(value)) for name, value in metrics.items() if name != "epoch"]
         begins = not self.file.is_file()
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,11 +53,11 @@ class MetricsCsv(Logger):
             writer.writerows(row for row in rows if row[:2] not in self._kept)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's settings are in its config.yaml."""
+        """Do nothing: the run's settings are in its config.yaml."""
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drops what was logged after the step that a run goes on from, and a line that a kill tore.
+        """Drop what was logged after the step that a run resumes from, and a line that a crash cut short.
 
         A figure of a step is logged under the number of steps before it (its loss, its validation) or after it (a score). The
         attempt begins with the validation and scores of its step: what is there of them stays, and none is written twice.
@@ -73,7 +73,7 @@ class MetricsCsv(Logger):
 
 
 def read_metrics(file: str | Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every whole line; an empty list where there is no file. Other lines are passed over and counted."""
+    """Return (step, name, value) of every complete line, none where there is no file; other lines are passed over and counted."""
     if not Path(file).is_file():
         return []
     with Path(file).open(newline="", encoding="utf-8", errors="replace") as lines:

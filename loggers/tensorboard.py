@@ -22,11 +22,11 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs figures, those apart that are there from before."""
+        """Log figures, except those that are there from before."""
         super().log_metrics({name: value for name, value in metrics.items() if (step, name) not in self._kept}, step)
 
     def rewind(self, step: int) -> None:
-        """Has TensorBoard pass over what was logged after the step that a run goes on from; before anything is logged.
+        """Have TensorBoard pass over what was logged after the step that a run resumes from; before anything is logged.
 
         As in `MetricsCsv.rewind`, figures of the step itself are kept, and none is written twice.
         """
@@ -37,7 +37,7 @@ class TensorBoard(TensorBoardLogger):
 
 
 def _names_at(files: Sequence[Path], step: int) -> set[str]:
-    """What stands in event files at a step and is not passed over by a later session of them; torn ends are left out."""
+    """Return the tags at a step of event files that no later session of them passes over; torn ends are left out."""
     names: set[str] = set()
     for file in files:
         for event in LegacyEventFileLoader(str(file)).Load():

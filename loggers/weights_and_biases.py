@@ -29,7 +29,7 @@ class BoxedPicture:
     boxes: Sequence[tuple[str, Sequence[float]]]
 
     def as_image(self) -> Any:
-        """As W&B shows it: the boxes can be switched on and off there."""
+        """Return W&B's image, in which the boxes can be switched on and off."""
         import wandb
 
         boxes = [
@@ -72,7 +72,7 @@ class WeightsAndBiases(WandbLogger):
         columns: Sequence[str],
         rows: Sequence[Sequence[Any]],
     ) -> None:
-        """Logs an evaluation: its values in the summary and as a table, its scenes with their pictures as another.
+        """Log an evaluation: its values in the summary and as a table, its scenes with their pictures as another.
 
         Args:
             protocol: its name; keys begin with it.
@@ -100,7 +100,7 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the W&B run, so that the next job of a sweep, which has the same process, gets one of its own."""
+        """End the W&B run, so that the next job of a sweep, which has the same process, gets one of its own."""
         super().finalize(status)
         run, self._experiment = self._experiment, None
         if run is not None:

@@ -73,6 +73,8 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     """The LightningModule of the run's method; several methods share the general one. `restored` as above."""
     import torch
 
+    from lightning_modules.execution import Execution
+    from lightning_modules.optimization import Optimization
     from models.conditioning.drops import ConditionDrops
 
     with torch.random.fork_rng():
@@ -82,22 +84,25 @@ def build_module(cfg: DictConfig, *, backbone: Backbone | None = None, restored:
     conditioning = build_conditioning(cfg, backbone, restored=restored)
     optimizer = OmegaConf.to_container(cfg.optimizer, resolve=True)
     schedule = {key: optimizer.pop(key) for key in ("schedule", "warmup_steps", "final_fraction")}
-    average = {"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None
     return _module_class(cfg)(
         backbone=backbone,
         conditioning=conditioning,
         objective=instantiate(cfg.objective, scheduler_config=backbone.scheduler_config, _convert_="all"),
         drops=ConditionDrops(**{key: value for key, value in cfg.drops.items() if value is not None}),
-        optimizer=_optimizer(optimizer, shared=cfg.trainer.strategy == "fsdp" and ranks_of(os.environ).count > 1),
-        schedule=schedule,
+        optimization=Optimization(
+            optimizer=_optimizer(optimizer, shared=cfg.trainer.strategy == "fsdp" and ranks_of(os.environ).count > 1),
+            schedule=schedule,
+            average={"decay": cfg.ema.decay, "warmup": cfg.ema.warmup} if cfg.ema.enabled else None,
+            max_nonfinite=cfg.trainer.max_nonfinite,
+        ),
         sampler=instantiate(cfg.sampler, _convert_="all"),
-        average=average,
+        execution=Execution(
+            channels_last=cfg.trainer.channels_last,
+            compile=cfg.trainer.compile,
+            gradient_checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
+        ),
         seed=cfg.seed,
         posterior=cfg.data.get("posterior", "mode"),
-        max_nonfinite=cfg.trainer.max_nonfinite,
-        channels_last=cfg.trainer.channels_last,
-        compiled=cfg.trainer.compile,
-        checkpointing=cfg.trainer.get("gradient_checkpointing", False),  # a run from before has none
     )
 
 
@@ -192,10 +197,9 @@ def build_callbacks(cfg: DictConfig, passed_over: PassedOver) -> list[pl.Callbac
         passed_over: catches what those raise that only show or measure.
 
     Returns:
-        They, with what makes the run go on from whole steps and ends it where a rank has died.
+        They, with what makes the run go on from whole steps.
     """
     from callbacks.checkpoint import Checkpoint, KeepBest
-    from callbacks.lifeline import Lifeline
     from callbacks.observer import HeldOutObserver, Observer
     from datamodules.resume import ResumeWholeSteps
 
@@ -207,7 +211,7 @@ def build_callbacks(cfg: DictConfig, passed_over: PassedOver) -> list[pl.Callbac
     others = [callback for callback in chosen.values() if not isinstance(callback, Checkpoint | HeldOutObserver)]
     drawing = [callback for callback in chosen.values() if isinstance(callback, HeldOutObserver)]
     keeping = [KeepBest(callback, passed_over) for callback in saving if callback.best is not None]
-    return [ResumeWholeSteps(), Lifeline(), *saving, *others, *drawing, *keeping, passed_over]
+    return [ResumeWholeSteps(), *saving, *others, *drawing, *keeping, passed_over]
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -216,6 +220,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     import torch
     from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+    from callbacks.checkpoint_files import CheckpointFiles
     from callbacks.observer import PassedOver
 
     node = cfg.trainer
@@ -229,7 +234,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     ranks = ranks_of(os.environ).count
     return pl.Trainer(
         # the processes have met, whoever started them; Lightning's own way under SLURM would save by itself on its signals
-        plugins=[TorchElasticEnvironment() if ranks > 1 else LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if ranks > 1 else LightningEnvironment(), CheckpointFiles()],
         accelerator=node.accelerator,
         devices=node.devices,
         num_nodes=node.num_nodes,

@@ -9,78 +9,49 @@ import torch
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.observer import Observer, PassedOver, described
-from callbacks.pictures import Pictures
-from loggers.metrics_csv import read_metrics
 from metrics.base import SceneMetric
 from runtime.run_directory import RunDirectory
 from tests.ranks import on_ranks
+from tests.run_files import folder_of, logged, names, saved, steps_of, stored
 
 
 class Fails(SceneMetric):
-    """A metric that can score nothing."""
-
-    name = "fails"
-    columns = ("fails",)
-    rank = None  # on which alone
+    name, columns = "fails", ("fails",)
+    error, rank = ZeroDivisionError, None  # on which alone
 
     def score(self, image, scene):
-        if self.rank is None or os.environ["RANK"] == self.rank:
-            raise ZeroDivisionError(f"no score of {scene.id}")
+        if self.rank is None or int(os.environ["RANK"]) == self.rank:
+            raise self.error(f"no score of {scene.id}")
         return {"fails": 1.0}
 
 
-class FailsOn0(Fails):
-    rank = "0"
+FailsOn0, FailsOn1 = (type(f"FailsOn{rank}", (Fails,), {"rank": rank}) for rank in (0, 1))
+Interrupts = type("Interrupts", (Fails,), {"error": KeyboardInterrupt})
+SCORED_BY = "callback.layout_score.metric._target_=tests.callbacks.test_observer.{}"
 
 
-class FailsOn1(Fails):
-    rank = "1"
+def told(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "callbacks.observer"]
 
 
-class Interrupts(SceneMetric):
-    name = "interrupts"
-    columns = ("interrupts",)
-
-    def score(self, image, scene):
-        raise KeyboardInterrupt
-
-
-@pytest.fixture
-def broken(short, tmp_path):
-    """broken(*overrides): the short run in a folder of this test, where a file stands in the way of its images."""
+def test_images_and_scores_that_fail_are_passed_over_and_told_once(short, fit, short_run, tmp_path, caplog):
     (tmp_path / "in the way").write_text("")
-    return lambda *overrides: short(tmp_path / "run", f"callback.pictures.folder={tmp_path / 'in the way'}", *overrides)
-
-
-def stored(cfg):
-    return torch.load(RunDirectory(cfg.run).newest_checkpoint(), weights_only=True)
-
-
-def logged(cfg, name):
-    rows = read_metrics(RunDirectory(cfg.run).path / "metrics.csv")
-    return {step: value for step, metric, value in rows if metric == name}
-
-
-def test_images_and_scores_that_fail_are_passed_over_and_told_once(broken, fit, short_run, caplog):
-    cfg = broken("callback.layout_score.metric._target_=tests.callbacks.test_observer.Fails")
+    cfg = short(tmp_path / "run", f"callback.pictures.folder={tmp_path / 'in the way'}", SCORED_BY.format("Fails"))
     fit(cfg)
     assert RunDirectory(cfg.run).finished_step() == 4
-    assert logged(cfg, "train/loss") == logged(short_run[0], "train/loss")
-    assert logged(cfg, "validation/loss") == logged(short_run[0], "validation/loss")
+    for name in ("train/loss", "validation/loss"):
+        assert logged(cfg, name) == logged(short_run[0], name)
     end, whole = stored(cfg)["state_dict"], stored(short_run[0])["state_dict"]
     assert all(torch.equal(end[key], whole[key]) for key in whole)
     for name in ("pictures", "layout_score"):
-        assert logged(cfg, f"passed_over/{name}") == {2: 1, 4: 2}
-    told = [record.getMessage() for record in caplog.records if record.name == "callbacks.observer"]
-    [image] = [line for line in told if line.startswith("pictures:")]
-    assert "step 2" in image
-    assert "FileExistsError" in image
-    assert "callbacks/pictures.py:" in image
-    scores = [line for line in told if line.startswith("layout_score:")]
-    assert "ZeroDivisionError: no score of " in scores[0]
-    assert len(scores) == 1
-    assert told[-1].startswith("passed over: layout_score 2 times")
-    assert "pictures 2 times" in told[-1]
+        assert logged(cfg, f"passed_over/{name}") == [(2, 1), (4, 2)]
+    lines = told(caplog)
+    [image] = [line for line in lines if line.startswith("pictures:")]
+    assert all(part in image for part in ("step 2", "FileExistsError", "callbacks/pictures.py:"))
+    [score] = [line for line in lines if line.startswith("layout_score:")]
+    assert "ZeroDivisionError: no score of " in score
+    assert lines[-1].startswith("passed over: layout_score 2 times")
+    assert "pictures 2 times" in lines[-1]
 
 
 def test_a_logger_that_fails_is_passed_over_and_the_others_go_on(short, fit, tmp_path, caplog):
@@ -88,55 +59,19 @@ def test_a_logger_that_fails_is_passed_over_and_the_others_go_on(short, fit, tmp
     cfg = short(tmp_path / "run", f"logger.csv.file={tmp_path / 'folder'}")
     fit(cfg)
     assert RunDirectory(cfg.run).finished_step() == 4
-    told = [record.getMessage() for record in caplog.records if record.name == "callbacks.observer"]
-    assert len([line for line in told if line.startswith("csv logger: passed over")]) == 1
-    assert "IsADirectoryError" in told[0]
-    [events] = (RunDirectory(cfg.run).path / "tensorboard").glob("events.*")
-    assert b"passed_over/csv_logger" in events.read_bytes()
-    assert b"validation/loss" in events.read_bytes()
+    lines = told(caplog)
+    assert len([line for line in lines if line.startswith("csv logger: passed over")]) == 1
+    assert "IsADirectoryError" in lines[0]
+    [events] = folder_of(cfg).glob("tensorboard/events.*")
+    assert all(name in events.read_bytes() for name in (b"passed_over/csv_logger", b"validation/loss"))
 
 
-def test_an_interrupt_is_not_passed_over_and_its_step_is_saved(short, fit, tmp_path):
-    cfg = short(
-        tmp_path / "run",
-        "callback=[layout_score,checkpoint]",
-        "callback.layout_score.metric._target_=tests.callbacks.test_observer.Interrupts",
-        "trainer.save_every=1000",
-        without=["callback"],
-    )
+@pytest.mark.parametrize(("every", "steps"), [(1000, set()), (2, {2})], ids=["none was due", "one was due"])
+def test_an_interrupt_is_not_passed_over_and_its_step_is_saved(quick, fit, every, steps):
+    cfg = quick(SCORED_BY.format("Interrupts"), f"trainer.save_every={every}")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(cfg)
-    assert not list(RunDirectory(cfg.run).checkpoints.glob("step=*.ckpt"))  # none was due
-    cfg = short(
-        tmp_path / "due",
-        "callback=[layout_score,checkpoint]",
-        "callback.layout_score.metric._target_=tests.callbacks.test_observer.Interrupts",
-        "trainer.save_every=2",
-        without=["callback"],
-    )
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(cfg)
-    assert [file.name for file in RunDirectory(cfg.run).checkpoints.glob("step=*.ckpt")] == ["step=2.ckpt"]
-
-
-def test_a_run_that_was_cut_short_in_its_images_draws_them_when_it_goes_on(
-    short, fit, short_run, tmp_path, monkeypatch
-):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    cfg = short(tmp_path / "run", "trainer.save_every=2")
-    with monkeypatch.context() as broken:
-        broken.setattr(Pictures, "_keep", killed)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            fit(cfg)
-    fit(cfg)
-    names = sorted(file.name for file in (tmp_path / "run" / "pictures").iterdir())
-    assert names == ["step=0000002.png", "step=0000004.png"]
-    for name in ("train/loss", "validation/loss", "layout/layout_iou"):
-        assert logged(cfg, name) == logged(short_run[0], name)
-    rows = [row[:2] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
-    assert len(set(rows)) == len(rows)
+    assert saved(cfg) == steps
 
 
 def test_where_nothing_is_validated_nothing_is_drawn_and_it_is_said_once(short, fit, tmp_path, capsys):
@@ -145,8 +80,8 @@ def test_where_nothing_is_validated_nothing_is_drawn_and_it_is_said_once(short, 
     fit(cfg)
     assert capsys.readouterr().out.count("data.validation_samples=0") == 1
     assert not (tmp_path / "run" / "pictures").exists()
-    assert logged(cfg, "layout/layout_iou") == logged(cfg, "validation/loss") == {}
-    assert set(logged(cfg, "train/loss")) == {0, 1, 2, 3}
+    assert logged(cfg, "layout/layout_iou") == logged(cfg, "validation/loss") == []
+    assert steps_of(cfg, "train/loss") == [0, 1, 2, 3]
 
 
 def test_scenes_held_out_of_training_serve_validation_images_and_scores(short, fit, tmp_path, capsys):
@@ -155,80 +90,55 @@ def test_scenes_held_out_of_training_serve_validation_images_and_scores(short, f
     module = fit(cfg)
     assert "validates  on 3 scenes held out of training: 3 of the 64 in " in capsys.readouterr().out
     assert len(module.trainer.datamodule.validation_set) == 3
-    assert set(logged(cfg, "layout/layout_iou")) == {2, 4}
-    assert set(logged(cfg, "validation/loss")) == {1, 3}
-    assert len(list((tmp_path / "run" / "pictures").iterdir())) == 2
+    assert steps_of(cfg, "layout/layout_iou") == [2, 4]
+    assert steps_of(cfg, "validation/loss") == [1, 3]
+    assert len(names(cfg, "pictures")) == 2
 
 
 def test_no_rank_waits_for_one_that_failed(short, fit, tmp_path):
-    cfgs = [
-        short(
-            tmp_path / f"{rank}",
-            "callback=[checkpoint,layout_score,pictures]",
-            "callback.layout_score.scenes=5",
-            "callback.layout_score.at_once=1",
-            f"callback.layout_score.metric._target_=tests.callbacks.test_observer.FailsOn{rank}",
-            "logger=[csv]",
-            "trainer.devices=2",
-            "trainer.strategy=ddp",
-            "trainer.max_steps=2",
-            without=["callback.layout_score"],
-        )
-        for rank in (0, 1)
-    ]
+    each = ("callback=[checkpoint,layout_score,pictures]", "logger=[csv]", "trainer.devices=2", "trainer.strategy=ddp")
+    scored = ("callback.layout_score.scenes=5", "callback.layout_score.at_once=1", "trainer.max_steps=2")
+    fails, without = SCORED_BY.format("FailsOn{}"), ["callback.layout_score"]
+    cfgs = [short(tmp_path / f"{n}", *each, *scored, fails.format(n), without=without) for n in (0, 1)]
 
     def both(rank):
-        return [
-            [
-                callback.counts["layout_score"]
-                for callback in fit(cfg).trainer.callbacks
-                if isinstance(callback, PassedOver)
-            ]
-            for cfg in cfgs
-        ]
+        callbacks = [fit(cfg).trainer.callbacks for cfg in cfgs]
+        return [[c.counts["layout_score"] for c in of_run if isinstance(c, PassedOver)] for of_run in callbacks]
 
     assert on_ranks(both, timeout=300) == [[[1], [1]]] * 2
     for cfg in cfgs:
-        assert logged(cfg, "passed_over/layout_score") == {2: 1}
-        assert (RunDirectory(cfg.run).path / "pictures" / "step=0000002.png").is_file()
+        assert logged(cfg, "passed_over/layout_score") == [(2, 1)]
+        assert (folder_of(cfg) / "pictures" / "step=0000002.png").is_file()
         assert RunDirectory(cfg.run).finished_step() == 2
 
 
-# What is watched
-
-
-class Counting(Observer):
-    def __init__(self, error=None):
+class Raising(Observer):
+    def __init__(self, error):
         self.error = error
-        self.calls = 0
 
     def on_train_start(self, trainer, pl_module):
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
+        raise self.error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_what_asks_a_run_to_end_goes_through(error):
-    passed_over, callback = PassedOver(), Counting(error)
-    passed_over.watch("counting", callback)
+    passed_over, callback = PassedOver(), Raising(error)
+    passed_over.watch("raising", callback)
     with pytest.raises(type(error)):
         callback.on_train_start(None, None)
     assert not passed_over.counts
 
 
 def test_a_cause_that_is_new_is_told_and_an_old_one_is_only_counted(caplog):
-    passed_over, callback = PassedOver(), Counting(ValueError("first"))
-    passed_over.watch("counting", callback)
+    passed_over, callback = PassedOver(), Raising(ValueError("first"))
+    passed_over.watch("raising", callback)
     for _ in range(3):
         callback.on_train_start(None, None)
     callback.error = OSError("second")
     callback.on_train_start(None, None)
-    assert [record.getMessage().partition("goes on: ")[2].partition(" (")[0] for record in caplog.records] == [
-        "ValueError: first",
-        "OSError: second",
-    ]
-    assert passed_over.counts["counting"] == 4
+    causes = [record.getMessage().partition("goes on: ")[2].partition(" (")[0] for record in caplog.records]
+    assert causes == ["ValueError: first", "OSError: second"]
+    assert passed_over.counts["raising"] == 4
 
 
 class Slow:

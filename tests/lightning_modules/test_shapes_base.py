@@ -8,14 +8,13 @@ from runtime.build import build_data, build_module
 from scenes import SceneBatch
 
 COMMON = ("conditioning=none", "callback=[]", "logger=[]", "trainer.max_steps=40", "optimizer.learning_rate=3e-3")
+PLACES = "module=lightning_modules.shapes_base.ShapesBase"
 
 
 @pytest.fixture(scope="module")
 def settings(short, tmp_path_factory):
-    def of(*overrides):
-        return short(tmp_path_factory.mktemp("base"), *COMMON, *overrides, without=["conditioning", "callback"])
-
-    return of
+    folder = tmp_path_factory.mktemp("base")
+    return lambda *own: short(folder, *COMMON, *own, without=["conditioning", "callback"])
 
 
 def batch_of(cfg, count=8):
@@ -41,7 +40,7 @@ def test_hidden_states_that_say_their_places_are_not_away():
 
 def test_the_loss_is_that_of_the_shared_step_and_the_distance(settings):
     plain = build_module(settings())
-    places = build_module(settings("module=lightning_modules.shapes_base.ShapesBase"))
+    places = build_module(settings(PLACES))
     assert type(places) is ShapesBase
     batch = batch_of(settings())
     keys = list(range(8))
@@ -52,7 +51,7 @@ def test_the_loss_is_that_of_the_shared_step_and_the_distance(settings):
 
 
 def test_training_keeps_places_in_the_hidden_states(settings, fit):
-    cfg = settings("module=lightning_modules.shapes_base.ShapesBase")
+    cfg = settings(PLACES)
     batch, keys = batch_of(cfg), list(range(8))
     away = []
     for module in (build_module(cfg), fit(cfg)):
@@ -62,7 +61,7 @@ def test_training_keeps_places_in_the_hidden_states(settings, fit):
 
 
 def test_sampling_keeps_nothing(settings):
-    module = build_module(settings("module=lightning_modules.shapes_base.ShapesBase", "sampler.steps=1"))
+    module = build_module(settings(PLACES, "sampler.steps=1"))
     batch = batch_of(settings(), 2)
     module.sample(SceneBatch(batch.scenes.scenes), seed=0)
     assert module._found is None

@@ -3,15 +3,18 @@ import pytest
 from loggers.metrics_csv import MetricsCsv, read_metrics
 
 
-def test_figures_are_appended_and_epochs_left_out(tmp_path):
-    file = tmp_path / "run" / "metrics.csv"
-    MetricsCsv(file=file).log_metrics({"loss": 0.5, "epoch": 0}, step=1)
-    MetricsCsv(file=file).log_metrics({"loss": 0.25, "iou": 0.125}, step=2)
-    assert read_metrics(file) == [(1, "loss", 0.5), (2, "loss", 0.25), (2, "iou", 0.125)]
+@pytest.fixture
+def log(tmp_path):
+    return MetricsCsv(file=tmp_path / "run" / "metrics.csv")
 
 
-def test_rewinding_drops_what_came_after_the_step(tmp_path):
-    log = MetricsCsv(file=tmp_path / "metrics.csv")
+def test_figures_are_appended_and_epochs_left_out(log):
+    log.log_metrics({"loss": 0.5, "epoch": 0}, step=1)
+    MetricsCsv(file=log.file).log_metrics({"loss": 0.25, "iou": 0.125}, step=2)
+    assert read_metrics(log.file) == [(1, "loss", 0.5), (2, "loss", 0.25), (2, "iou", 0.125)]
+
+
+def test_rewinding_drops_what_came_after_the_step(log):
     for step in range(5):
         log.log_metrics({"loss": float(step)}, step=step)
     log.rewind(2)
@@ -20,8 +23,7 @@ def test_rewinding_drops_what_came_after_the_step(tmp_path):
     assert read_metrics(log.file)[-1] == (3, "loss", 9.0)
 
 
-def test_what_comes_again_at_the_step_itself_is_there_once(tmp_path):
-    log = MetricsCsv(file=tmp_path / "metrics.csv")
+def test_what_comes_again_at_the_step_itself_is_there_once(log):
     rows = [(1, "loss", 0.5), (2, "score", 0.25), (2, "loss", 0.125), (3, "score", 1.0), (3, "loss", 2.0)]
     for step, name, value in rows:
         log.log_metrics({name: value}, step=step)
@@ -33,8 +35,7 @@ def test_what_comes_again_at_the_step_itself_is_there_once(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["4,lo", "4,loss", "4,loss,"])
-def test_a_torn_last_line_is_passed_over(torn, tmp_path):
-    log = MetricsCsv(file=tmp_path / "metrics.csv")
+def test_a_torn_last_line_is_passed_over(torn, log):
     log.log_metrics({"loss": 1.0}, step=3)
     with log.file.open("a") as lines:
         lines.write(torn)
@@ -44,10 +45,10 @@ def test_a_torn_last_line_is_passed_over(torn, tmp_path):
     assert read_metrics(log.file) == [(3, "loss", 1.0), (4, "loss", 2.0)]
 
 
-def test_no_file_is_no_figures(tmp_path):
-    assert read_metrics(tmp_path / "metrics.csv") == []
-    MetricsCsv(file=tmp_path / "metrics.csv").rewind(0)
-    assert not (tmp_path / "metrics.csv").exists()
+def test_no_file_is_no_figures(log):
+    assert read_metrics(log.file) == []
+    log.rewind(0)
+    assert not log.file.exists()
 
 
 def test_lines_without_a_figure_are_passed_over_and_counted(tmp_path):

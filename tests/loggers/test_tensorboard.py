@@ -8,15 +8,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from loggers import TensorBoard
 
 
-def attempt(folder, *, rewind=None):
+def log(folder, steps, *, rewind=None):
+    """An attempt as a run makes it: the loss before a step, a score and a picture after every second one."""
+    if folder.exists():
+        time.sleep(1.01)  # TensorBoard orders files by the second, as another start of a run has it
     logger = TensorBoard(save_dir=folder, name="", version="tensorboard")
     if rewind is not None:
         logger.rewind(rewind)
-    return logger
-
-
-def log(logger, steps):
-    """As a run does: the loss before a step, a score and a picture after every second one."""
     for step in steps:
         logger.log_metrics({"loss": 0.5**step}, step=step)
         if step % 2 == 1:
@@ -34,21 +32,18 @@ def read(folder):
 
 
 def test_a_resumed_run_has_each_point_once(tmp_path):
-    log(attempt(tmp_path / "whole"), range(8))
-    log(attempt(tmp_path / "killed", rewind=0), range(6))  # a new run has nothing to rewind
-    time.sleep(1.01)  # TensorBoard orders files by the second, as another start of a run has it
-    log(attempt(tmp_path / "killed", rewind=4), range(4, 7))
-    time.sleep(1.01)
-    log(attempt(tmp_path / "killed", rewind=2), range(2, 8))
+    log(tmp_path / "whole", range(8))
+    log(tmp_path / "killed", range(6), rewind=0)  # a new run has nothing to rewind
+    log(tmp_path / "killed", range(4, 7), rewind=4)
+    log(tmp_path / "killed", range(2, 8), rewind=2)
     assert read(tmp_path / "killed") == read(tmp_path / "whole")
     assert [step for step, _ in read(tmp_path / "whole")["loss"]] == list(range(8))
 
 
 def test_a_torn_end_is_passed_over(tmp_path):
-    log(attempt(tmp_path / "whole"), range(6))
-    log(attempt(tmp_path / "killed"), range(5))
+    log(tmp_path / "whole", range(6))
+    log(tmp_path / "killed", range(5))
     [file] = (tmp_path / "killed" / "tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
-    time.sleep(1.01)
-    log(attempt(tmp_path / "killed", rewind=2), range(2, 6))
+    log(tmp_path / "killed", range(2, 6), rewind=2)
     assert read(tmp_path / "killed") == read(tmp_path / "whole")

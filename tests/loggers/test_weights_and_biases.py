@@ -5,16 +5,13 @@ import pytest
 
 @pytest.fixture
 def offline(monkeypatch, short, fit):
-    """offline(folder, steps): trains to a step with W&B as the only logger."""
+    """offline(folder, steps): train to a step with W&B as the only logger."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
-    def trained(folder, steps):
-        settings = ("logger=wandb", "callback=[pictures,checkpoint]", f"trainer.max_steps={steps}")
-        cfg = short(folder, *settings, "callback.pictures.scenes=1", without=["callback", "trainer.max_steps"])
-        fit(cfg)
-
-    return trained
+    settings = ("logger=wandb", "callback=[pictures,checkpoint]", "callback.pictures.scenes=1")
+    without = ["callback", "trainer.max_steps"]
+    return lambda folder, steps: fit(short(folder, *settings, f"trainer.max_steps={steps}", without=without))
 
 
 def attempts(folder):
@@ -26,13 +23,13 @@ def attempts(folder):
 
 
 def test_a_resumed_run_is_one_run_of_wandb_and_another_folder_another(offline, tmp_path):
-    offline(tmp_path / "one", 2)
+    offline(tmp_path / "one", 1)
     [(first, _)] = attempts(tmp_path / "one").items()
-    offline(tmp_path / "one", 4)
+    offline(tmp_path / "one", 2)
     [(again, contents)] = attempts(tmp_path / "one").items()
     assert again == first
     content = b"".join(contents)
     assert all(name in content for name in (b"train/loss", b"validation/loss", b"pictures"))
-    offline(tmp_path / "two", 2)
+    offline(tmp_path / "two", 1)
     [other] = attempts(tmp_path / "two")
     assert other != first

@@ -28,7 +28,7 @@ def test_weight_decay_may_be_kept_from_what_has_one_axis(composed, backbone_name
         cfg = composed("conditioning=[scene_graph]", "optimizer.weight_decay=0.2", *overrides)
         module = build_module(cfg, backbone=backbone)
         module.conditioning.detach(backbone.unet)
-        groups = module._optimizer(list(module.trained.parameters())).param_groups
+        groups = module.optimization.optimizer(list(module.trained.parameters())).param_groups
         assert [group["weight_decay"] for group in groups] == decays
         assert sum(len(group["params"]) for group in groups) == len(list(module.trained.parameters()))
     assert all(parameter.ndim < 2 for parameter in groups[1]["params"])
