@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     import openai
     from openai.types.chat import ChatCompletion
 
-REFUSED = {
-    401: "the API key",
-    402: "payment",
-    403: "access",
-    404: "base_url or model",
-}  # what every question would meet
+# statuses that every question would meet
+REFUSED = {401: "the API key", 402: "payment", 403: "access", 404: "base_url or model"}
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for: the client gives a question up that is to wait longer
 BROKEN = "the response is no chat completion"
 
@@ -268,11 +264,8 @@ class Endpoint(VisionLanguage):
         if response.is_success:
             try:
                 dict(body["choices"][0]["message"])
-            except (
-                LookupError,
-                TypeError,
-                ValueError,
-            ):  # to the client an error of the connection, so that it asks again
+            except (LookupError, TypeError, ValueError):
+                # to the client an error of the connection, so that it asks again
                 raise httpx2.RemoteProtocolError(BROKEN, request=response.request) from None
             return
         error = body.get("error") if isinstance(body, dict) else None
