@@ -7,13 +7,14 @@ This module is imported before the settings are checked, so what draws the page 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from files.atomic import write_atomically
 
 JOBS = "jobs"
 
@@ -26,12 +27,7 @@ def keep_job(out: Path) -> None:
     """
     hydra = HydraConfig.get()
     note = {"out": str(out.resolve()), "overrides": list(hydra.overrides.task)}
-    folder = Path(hydra.sweep.dir) / JOBS
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{hydra.job.num}.json"
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_atomically(Path(hydra.sweep.dir) / JOBS / f"{hydra.job.num}.json", json.dumps(note).encode() + b"\n")
 
 
 class SweepTable(Callback):

@@ -6,12 +6,13 @@ is another feature. Any number of processes may write at once.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from files.atomic import replacing
 
 
 class FeatureCache:
@@ -55,9 +56,5 @@ class FeatureCache:
 
     @staticmethod
     def _write(path: Path, feature: np.ndarray) -> None:
-        """Whole or not at all: a kill or another process in between leaves no torn file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path, sync=False) as file:  # other processes may write the same
             np.save(file, feature)
-        os.replace(temporary, path)

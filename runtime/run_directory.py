@@ -8,7 +8,6 @@ that holds another run. What a checkpoint contains lives with the callbacks.
 import copy
 import difflib
 import json
-import os
 import re
 import warnings
 import zipfile
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from conf.schema import as_run_keys, takes_anything
+from files.atomic import write_atomically
 from runtime.overrides import required_kind, suggestion
 from scenes.json_form import parse_json
 
@@ -118,7 +118,7 @@ class RunDirectory:
         attempt = self.inspect(cfg)
         if attempt.state == "new":
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.config_file, OmegaConf.to_yaml(OmegaConf.create(_resolved(cfg))))
+            write_atomically(self.config_file, OmegaConf.to_yaml(OmegaConf.create(_resolved(cfg))).encode())
         return attempt
 
     def inspect(self, cfg: DictConfig) -> Attempt:
@@ -189,7 +189,7 @@ class RunDirectory:
         Args:
             step: The optimizer step it ended at.
         """
-        _write(self.finished_file, json.dumps({"step": step}) + "\n")
+        write_atomically(self.finished_file, (json.dumps({"step": step}) + "\n").encode())
 
     def _refuse_another(self, cfg: DictConfig) -> None:
         """Refuses a configuration that is not this run's."""
@@ -339,10 +339,3 @@ def _runs_beside(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=1)
     guess = f"; did you mean {path.parent / near[0]}?" if near else ""
     return f"{guess} (have: {', '.join(str(path.parent / name) for name in names)})"
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a whole file or none: a reader never sees a part of it."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, file)

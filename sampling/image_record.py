@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from files.atomic import replacing
 from scenes.json_form import parse_json
 
 SCHEMA = 1  # rises when a record of before can no longer be read
@@ -52,13 +52,10 @@ def save_picture(picture: Image.Image, file: str | Path, record: PictureRecord) 
         file: The PNG; its folder is made where it is not there.
         record: How it was drawn.
     """
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     about = PngInfo()
     about.add_itxt(KEYWORD, json.dumps({"schema": SCHEMA, **asdict(record)}, ensure_ascii=False, sort_keys=True))
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    picture.save(draft, format="PNG", pnginfo=about)
-    os.replace(draft, file)
+    with replacing(file, sync=False) as png:
+        picture.save(png, format="PNG", pnginfo=about)
 
 
 def read_record(file: str | Path) -> PictureRecord:

@@ -6,13 +6,13 @@ Such a file holds a dict whose `state_dict` has the encoder's tensors; adapter f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from files.atomic import replacing
 from models.conditioning.adapter_file import load_pickled
 
 TENSORS = "state_dict"
@@ -48,11 +48,6 @@ def write_checkpoint(tensors: Mapping[str, Tensor], out: Path) -> None:
         tensors: by published name.
         out: the file; its folder is made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
     kept = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    try:
-        torch.save({"epoch": 0, "iteration": 0, "name": "scenograph", TENSORS: kept}, draft)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(out, sync=False) as file:
+        torch.save({"epoch": 0, "iteration": 0, "name": "scenograph", TENSORS: kept}, file)
